@@ -1,0 +1,434 @@
+"""What happens at an inspection station, as plain values.
+
+Nothing here does I/O or changes once made, so any module, at the line or in the
+cloud, may import it. Wall times are aware and in UTC and serve records; anything
+that must happen in time is counted in nanoseconds of the monotonic clock. Ids are
+made where the thing is first seen and never reused. Money is whole pico-units of
+its currency (micro-currency per million tokens, times tokens) and never a float.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Verdict(StrEnum):
+    """What the node can say of a part, in the words of OPC UA 40100."""
+
+    OK = "OK"
+    NOT_OK = "NOT_OK"
+    NOT_DECIDABLE = "NOT_DECIDABLE"
+    """There is evidence, and it is too uncertain."""
+    UNDEFINED = "UNDEFINED"
+    """There is no evidence: no picture, a damaged one, or no model."""
+
+
+class Action(StrEnum):
+    """What the gate does with a part at its deadline."""
+
+    ACCEPT = "ACCEPT"
+    REJECT = "REJECT"
+    DIVERT = "DIVERT"
+
+
+class Disposition(StrEnum):
+    """What becomes of a diverted part."""
+
+    RELEASE = "RELEASE"
+    SCRAP = "SCRAP"
+    REWORK = "REWORK"
+
+
+class Decider(StrEnum):
+    """Who has the last word on a part."""
+
+    NODE = "node"
+    AGENT = "agent"
+    OPERATOR = "operator"
+    TIMEOUT = "timeout"
+    """Nobody answered in time, and the safe disposition was taken."""
+
+
+class Finding(StrEnum):
+    """What a reviewer saw; what may be done about it is another question."""
+
+    GOOD = "good"
+    DEFECTIVE = "defective"
+    UNSURE = "unsure"
+
+
+class AgentLevel(StrEnum):
+    """How far an agent is trusted, from informing to changing the process."""
+
+    L1 = "L1"
+    L2 = "L2"
+    L3 = "L3"
+    L4 = "L4"
+
+
+class FaultKind(StrEnum):
+    """Why a trigger ended without a verdict."""
+
+    LATE = "late"
+    """The verdict came after the gate's deadline; the gate took its default."""
+    INTERRUPTED = "interrupted"
+    """The node stopped between the trigger and the record."""
+    UNRECORDED = "unrecorded"
+    """The journal could not take the record; the part went the safe way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """One part at the camera, as the line counts it.
+
+    `seq` is the line's own counter from 1, without gaps. `position` is the encoder
+    at the camera, in pulses. The action must be set before `deadline_ns`.
+    """
+
+    seq: int
+    part_id: str
+    position: int
+    at_ns: int
+    deadline_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frame:
+    """One picture of one part, from one trigger.
+
+    `pixels` is RGB, uint8, height x width x 3. `encoded` holds the camera's own
+    bytes where it delivers any (the best evidence there is), and `name` where they
+    came from, for people.
+    """
+
+    id: str
+    part_id: str
+    camera: str
+    name: str
+    captured_at: datetime
+    pixels: NDArray[np.uint8]
+    encoded: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """A score from one model version: the higher, the less like a good part.
+
+    `heat` is the anomaly map over the whole picture (float32, rows x columns, in
+    the score's own units); its peak is the evidence.
+    """
+
+    score: float
+    model: str
+    heat: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.score):
+            raise ValueError(f"a score must be a finite number, not {self.score}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Between which scores a part is asked about; a limit not earned is None.
+
+    Without `accept_below` no part passes unasked, without `reject_from` none is
+    rejected unasked.
+    """
+
+    accept_below: float | None
+    reject_from: float | None
+
+    def __post_init__(self) -> None:
+        for limit in (self.accept_below, self.reject_from):
+            if limit is not None and not math.isfinite(limit):
+                raise ValueError(f"a limit must be a finite number: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewBounds:
+    """How much asking the line allows."""
+
+    waiting_max: int
+    cost_pico_max: int
+    """The worst case of one review, which must fit the budget before it is asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """One part judged once; judging again makes another.
+
+    `latency_us` runs from the trigger to the action handed to the line. `reason`
+    says why there is no evidence when the verdict is UNDEFINED.
+    """
+
+    id: str
+    trigger_seq: int
+    part_id: str
+    verdict: Verdict
+    action: Action
+    score: float | None
+    model: str
+    captured_at: datetime
+    latency_us: int
+    picture: str | None = None
+    picture_sha256: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One trigger that ended without a verdict, and what is known of it."""
+
+    id: str
+    trigger_seq: int
+    part_id: str
+    kind: FaultKind
+    reason: str
+    at: datetime
+    late_verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """One part at the gate: what the gate did, whatever had been asked of it."""
+
+    id: str
+    trigger_seq: int
+    part_id: str
+    action: Action
+    commanded: bool
+    """Whether the action was set in time, or is the gate's own default."""
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """A rectangle in pixels of the picture."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Escalation:
+    """A question the node could not settle, about one diverted part."""
+
+    id: str
+    inspection_id: str
+    part_id: str
+    reason: str
+    score: float | None
+    opened_at: datetime
+    expires_at: datetime
+    box: Box | None = None
+    """Where the evidence is, in the picture's own pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opinion:
+    """What a reviewer says of a part, before it is known what that may change."""
+
+    finding: Finding
+    defect_class: str | None
+    reason: str
+    confidence: float | None
+    who: str
+
+    def __post_init__(self) -> None:
+        if self.confidence is not None and not 0.0 <= self.confidence <= 1.0:
+            raise ValueError(f"confidence is a share between 0 and 1, not {self.confidence}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """The answer to an escalation, by agent or operator, and why.
+
+    A ruling that is not `binding` is a proposal: the part stays where it is until
+    a person confirms or overrules it.
+    """
+
+    id: str
+    escalation_id: str
+    part_id: str
+    by: Decider
+    who: str
+    finding: Finding
+    disposition: Disposition | None
+    binding: bool
+    reason: str
+    defect_class: str | None
+    confidence: float | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenUsage:
+    """The tokens of one request; cached and image tokens are counted within the input."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int = 0
+    image_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 0:
+                raise ValueError(f"a count of tokens is never negative: {self}")
+        if max(self.cache_read_tokens, self.image_tokens) > self.input_tokens:
+            raise ValueError(f"more cached or image tokens than input tokens: {self}")
+        if self.reasoning_tokens > self.output_tokens:
+            raise ValueError(f"more reasoning tokens than output tokens: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a request costs, exactly, and by which rows of the price book."""
+
+    currency: str
+    pico: int
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One HTTP request to a provider about one escalation."""
+
+    id: str
+    escalation_id: str
+    number: int
+    provider: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """An attempt about to leave, and the most it can cost; on disk before its bytes go."""
+
+    attempt: Attempt
+    worst: TokenUsage
+    hold: Cost
+    request_sha256: str
+    request_bytes: int
+    image_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """An attempt the provider answered, with its own count of tokens.
+
+    `cost` is None when no price is known for what was used: unpriced is never zero.
+    `raw_usage` is the provider's usage block, verbatim.
+    """
+
+    attempt_id: str
+    usage: TokenUsage
+    cost: Cost | None
+    raw_usage: str
+    response_id: str | None
+    model_served: str | None
+    http_status: int
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotBilled:
+    """An attempt that cannot have cost anything: it was refused before any work."""
+
+    attempt_id: str
+    reason: str
+    http_status: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indeterminate:
+    """An attempt of which nobody here knows whether it was billed; held at its worst case."""
+
+    attempt_id: str
+    reason: str
+    hold: Cost
+
+
+LedgerFact: TypeAlias = Intent | Settled | NotBilled | Indeterminate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One fact about money: a seq, a time, never changed, corrected by another entry.
+
+    `body` is the canonical JSON that is hashed; `hash` covers seq, body and the
+    hash of the entry before.
+    """
+
+    epoch: str
+    seq: int
+    kind: str
+    at_us: int
+    body: bytes
+    prev_hash: bytes
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerTotals:
+    """The books in one look; money in pico-units by currency.
+
+    Measured, held (open and indeterminate) and unpriced stand side by side,
+    because a sum of them would be a wrong bill.
+    """
+
+    entries: int
+    attempts: int
+    open: int
+    settled: int
+    not_billed: int
+    indeterminate: int
+    unpriced: int
+    input_tokens: int
+    output_tokens: int
+    cost_pico: dict[str, int]
+    held_pico: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The billing server's word, after its commit, for all entries up to `acked_seq`.
+
+    `head_hash` is the hash of that entry as the server computed it. `expected_seq`
+    is the next entry it wants, which differs from `acked_seq + 1` never; a fork or
+    a rejected entry is named in `problem`.
+    """
+
+    epoch: str
+    acked_seq: int
+    head_hash: str
+    problem: str | None = None
+
+
+JournalRecord: TypeAlias = Inspection | Fault | Passage | Escalation | Ruling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How the parts came out since the journal began."""
+
+    parts: int = 0
+    ok: int = 0
+    not_ok: int = 0
+    not_decidable: int = 0
+    undefined: int = 0
+    faults: int = 0
+    escalated: int = 0
+    ruled: int = 0
+    waiting: int = 0

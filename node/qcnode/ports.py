@@ -1,0 +1,135 @@
+"""Where the node meets the world.
+
+Adapters implement these, `main` chooses them, and everybody else sees no more of
+them than stands here. Each port has a contract suite in `tests/contracts/`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
+
+    from qcnode.domain import (
+        Action,
+        Disposition,
+        Escalation,
+        Frame,
+        LedgerEntry,
+        LedgerFact,
+        LedgerTotals,
+        Opinion,
+        Passage,
+        Prediction,
+        Receipt,
+        Trigger,
+    )
+
+
+class Camera(Protocol):
+    """Gives the picture that belongs to a trigger."""
+
+    def grab(self, trigger: Trigger) -> Frame:
+        """Return the picture of this part, or raise `CameraError`; never an older one."""
+
+    def close(self) -> None:
+        """Let go of the device; closing twice is harmless."""
+
+
+class Model(Protocol):
+    """Turns a picture into a score."""
+
+    @property
+    def version(self) -> str:
+        """Name and digest of what judges, as it goes on record."""
+
+    def predict(self, frame: Frame) -> Prediction:
+        """Return the score, or raise `ModelError`; never a number that is no score."""
+
+
+class Line(Protocol):
+    """The belt between camera and gate."""
+
+    def last_trigger(self) -> int:
+        """Return the line's own count of triggers so far, kept through a restart of the node."""
+
+    def triggers(self) -> Iterator[Trigger]:
+        """Yield each part as it passes the camera, until `stop`; the caller's thread waits."""
+
+    def act(self, trigger: Trigger, action: Action) -> bool:
+        """Set the part's action; return False when the deadline has gone and the default stands."""
+
+    def passages(self) -> Sequence[Passage]:
+        """Return what the gate did since the last call."""
+
+    def dispose(self, part_id: str, disposition: Disposition) -> None:
+        """Tell what becomes of a diverted part, or raise `LineUnavailableError`."""
+
+    def stop(self) -> None:
+        """End `triggers`; the gate falls back to its default. Stopping twice is harmless."""
+
+
+class Ledger(Protocol):
+    """Everything that was spent here, in order. Entries are added, never changed."""
+
+    @property
+    def epoch(self) -> str:
+        """The identity of this ledger file: seq starts at 1 in each epoch."""
+
+    def submit(self, fact: LedgerFact) -> Future[LedgerEntry]:
+        """Record a fact; the future ends when it is durable.
+
+        It fails with `BudgetExceededError` for an intent whose hold does not fit,
+        and with `LedgerUnavailableError` when nothing can be recorded.
+        """
+
+    def read(self, after_seq: int, limit: int) -> list[LedgerEntry]:
+        """Return up to `limit` entries beyond `after_seq`, in order."""
+
+    def totals(self) -> LedgerTotals:
+        """Return the sums over all entries."""
+
+    def budget_left_pico(self) -> int | None:
+        """Return what may still be reserved in the running window; None is no limit."""
+
+    def receipt_seq(self) -> int:
+        """Return how far the billing server has confirmed this epoch."""
+
+    def confirm(self, receipt: Receipt) -> None:
+        """Note a receipt; one that contradicts the chain raises `LedgerCorruptError`."""
+
+
+class Channel(Protocol):
+    """A way to the billing server."""
+
+    name: str
+
+    async def send(self, batch: bytes) -> Receipt:
+        """Deliver one CloudEvent and return the server's receipt for it.
+
+        Raises `LineUnavailableError` when there is no way through or no receipt in
+        time; sending the same batch again is harmless.
+        """
+
+    async def close(self) -> None:
+        """Leave; closing twice is harmless."""
+
+
+class Reviewer(Protocol):
+    """Somebody, or something, that can be asked about a part."""
+
+    async def review(self, escalation: Escalation, picture: bytes, heat: bytes | None) -> Opinion:
+        """Give an opinion on the part in `picture`.
+
+        `picture` is the encoded frame, `heat` the anomaly map as PNG of grey bytes.
+        Raises `ProviderUnavailableError`, `ProviderRefusedError`, `BudgetExceededError`,
+        `UnpricedError` or `LedgerUnavailableError`; the part then waits for a person.
+        """
+
+    def cost_pico_max(self) -> int | None:
+        """Return the worst case of one review; None when it has no price and is never asked."""
+
+    async def close(self) -> None:
+        """Let go of connections; closing twice is harmless."""
