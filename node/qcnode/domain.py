@@ -136,6 +136,14 @@ class Prediction:
             raise ValueError(f"a score must be a finite number, not {self.score}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evidence:
+    """What is kept of an undecided part, for whoever rules on it."""
+
+    frame: Frame | None
+    heat: NDArray[np.float32] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Between which scores a part is asked about; a limit not earned is None.
@@ -405,9 +413,8 @@ class LedgerTotals:
 class Receipt:
     """The billing server's word, after its commit, for all entries up to `acked_seq`.
 
-    `head_hash` is the hash of that entry as the server computed it. `expected_seq`
-    is the next entry it wants, which differs from `acked_seq + 1` never; a fork or
-    a rejected entry is named in `problem`.
+    `head_hash` is that entry's hash (hex) as the server has it, so the next entry it
+    wants is `acked_seq + 1`. A fork or a refused entry is named in `problem`.
     """
 
     epoch: str

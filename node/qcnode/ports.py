@@ -16,7 +16,9 @@ if TYPE_CHECKING:
         Action,
         Disposition,
         Escalation,
+        Evidence,
         Frame,
+        JournalRecord,
         LedgerEntry,
         LedgerFact,
         LedgerTotals,
@@ -69,6 +71,17 @@ class Line(Protocol):
 
     def stop(self) -> None:
         """End `triggers`; the gate falls back to its default. Stopping twice is harmless."""
+
+
+class Journal(Protocol):
+    """Everything that happened to parts, in order; a queue that each reader walks at its pace."""
+
+    def append(self, record: JournalRecord, *, evidence: Evidence | None = None) -> None:
+        """Put a record in line for the disk and return at once.
+
+        Raises `JournalUnavailableError` when the line is full because the disk does
+        not take records; the part then goes the safe way.
+        """
 
 
 class Ledger(Protocol):
@@ -127,6 +140,9 @@ class Reviewer(Protocol):
         Raises `ProviderUnavailableError`, `ProviderRefusedError`, `BudgetExceededError`,
         `UnpricedError` or `LedgerUnavailableError`; the part then waits for a person.
         """
+
+    def reachable(self) -> bool:
+        """Say whether asking makes sense just now; False after repeated failures, for a while."""
 
     def cost_pico_max(self) -> int | None:
         """Return the worst case of one review; None when it has no price and is never asked."""
