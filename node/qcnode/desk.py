@@ -197,7 +197,8 @@ class Desk:
                 log.warning("desk waits", reason=str(error))
                 await asyncio.sleep(TICK_S)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):
+                    await self._news.wait()
 
     async def _open_new(self) -> None:
         """Open an escalation for each part that lies in the divert lane unruled."""

@@ -78,6 +78,8 @@ class CameraSettings(_Section):
 
     kind: Literal["rendered", "folder", "opencv"] = "rendered"
     source: str | None = None
+    shuffle: bool = False
+    """Whether a folder's pictures come in a random order, the same for the same line.seed."""
     timeout_ms: Positive = 100.0
     defect_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
 

@@ -1,0 +1,82 @@
+# What can be done with this checkout; `make` alone lists it. Needed: Python 3.11 or newer, git,
+# and the package registries. Everything goes into .venv, nothing into the system's Python.
+
+# The first Python on this machine that is new enough; another one with `make env PYTHON=...`.
+PYTHON ?= $(or $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done),python3)
+# Only `make lock` needs uv.
+UV ?= uv
+# Handed on to the command behind the target: make demo ARGS='--seconds 30 --json'
+ARGS ?=
+
+BIN := .venv/bin
+# Nothing is built on the way in: what a source archive needs to build is in no lock.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --require-hashes --only-binary :all:
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --custom-compile-command 'make lock' \
+	pyproject.toml requirements/build.in $(ARGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env demo test-env services check test test-long test-podman lock dist clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+env: .venv/.node ## make .venv with what a node needs, once for each change of the lock
+
+demo: env ## a virtual line with everything behind it; options by ARGS='--parts 200 --json'
+	@$(BIN)/qcnode demo $(ARGS)
+
+test-env: .venv/.dev services ## env, the tools of the tests, and the services they start
+
+check: .venv/.dev ## ruff, mypy and the layers, without the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: test-env check ## everything a merge needs, in less than 15 minutes
+	$(BIN)/pytest -m 'not long and not podman' $(ARGS)
+
+test-long: test-env ## the fault runs that take minutes each
+	$(BIN)/pytest -m long $(ARGS)
+
+test-podman: test-env ## build and start the containers; needs podman, buildah and debootstrap
+	$(BIN)/pytest -m podman $(ARGS)
+
+lock: ## solve requirements/*.lock anew, needs uv; newest versions by ARGS=--upgrade
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or UV=path/to/uv" >&2; exit 1; }
+	$(COMPILE) --output-file requirements/node.lock
+	$(COMPILE) --extra postgres --constraint requirements/node.lock --output-file requirements/billing.lock
+	$(COMPILE) --extra dev --constraint requirements/billing.lock --output-file requirements/dev.lock
+
+dist: env ## build the wheel into dist/
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## remove .venv, dist and every cache
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+services:
+	@.ci/services
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "qcnode needs Python 3.11 or newer, and '$(PYTHON)' is not: make env PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "'$(PYTHON) -m venv' does not work: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+
+.venv/.node: requirements/node.lock pyproject.toml | .venv/bin/python
+	@$(INSTALL) -r requirements/node.lock || { \
+		echo "requirements/node.lock could not be installed: see above for the package; is the registry reachable?" >&2; exit 1; }
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: requirements/dev.lock .venv/.node
+	@$(INSTALL) -r requirements/dev.lock || { \
+		echo "requirements/dev.lock could not be installed: see above for the package; is the registry reachable?" >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,280 @@
+"""The billing server over HTTP: batches in, receipts, totals and invoices out.
+
+It translates HTTP and nothing else: `Intake` takes, `BillingStore` keeps, `invoices`
+works out. With a token everything that shows or takes money asks for it: as a bearer
+token from programs, as the password (with any name) from a browser. Work on the
+database runs in worker threads, so a slow one never stops the liveness answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response, status
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from qcbridge.billing.intake import Intake
+from qcbridge.billing.invoices import (
+    format_micro,
+    format_pico,
+    from_us,
+    make_invoice,
+    month,
+    month_of,
+    to_json,
+)
+from qcbridge.billing.postings import BATCH_BYTES_MAX
+from qcbridge.billing.store import StoreUnavailableError
+from qcnode.books import chain
+from qcnode.errors import BillingError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
+
+    from qcbridge.billing.invoices import Invoice, Period, Pricing
+    from qcbridge.billing.store import BillingStore, Totals
+
+CLOUDEVENT = "application/cloudevents+json"
+BODY_TIMEOUT_S = 15.0
+READY_TIMEOUT_S = 5.0
+REFUSALS_SHOWN_MAX = 20
+
+_HERE = Path(__file__).parent
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+TenantQuery = Annotated[str, Query(min_length=1, max_length=64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Server:
+    """What the routes work with."""
+
+    store: BillingStore
+    intake: Intake
+    pages: Environment
+    token: str | None
+    now: Callable[[], datetime]
+    prices: Pricing | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """What the page shows of one tenant."""
+
+    totals: Totals
+    invoice: Invoice
+
+
+def create_app(
+    store: BillingStore,
+    *,
+    token: str | None,
+    now: Callable[[], datetime],
+    intake: Intake | None = None,
+    prices: Pricing | None = None,
+    hosts: Sequence[str] = ("*",),
+) -> FastAPI:
+    """Build the server on `store`, whose schema is up to date.
+
+    `hosts` are the names it answers to: a server without a token names its own, so that
+    no web page can reach it under another one.
+    """
+    pages = Environment(
+        loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    pages.filters.update(pico=format_pico, micro=format_micro, instant=_instant)
+    app = FastAPI(title="qcnode billing", openapi_url=None)
+    app.state.server = _Server(
+        store=store,
+        intake=intake if intake is not None else Intake(store),
+        pages=pages,
+        token=token,
+        now=now,
+        prices=prices,
+    )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.middleware("http")(_harden)
+    app.exception_handler(RequestValidationError)(_say_what_is_wrong)
+    app.exception_handler(BillingError)(_say_no)
+    app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
+    app.include_router(_open_routes)
+    app.include_router(_guarded_routes, dependencies=[Depends(_authorised)])
+    return app
+
+
+def _server(request: Request) -> _Server:
+    server: _Server = request.app.state.server
+    return server
+
+
+ServerDep = Annotated[_Server, Depends(_server)]
+
+
+def _authorised(request: Request, server: ServerDep) -> None:
+    """Ask for the token: as bearer from programs, as password (of any name) from browsers."""
+    if server.token is None or _presents(request.headers.get("authorization", ""), server.token):
+        return
+    asks = "Bearer" if request.url.path.startswith("/v1/") else 'Basic realm="qcnode billing"'
+    raise HTTPException(
+        status.HTTP_401_UNAUTHORIZED,
+        "the token is missing or wrong: send it as 'Authorization: Bearer TOKEN'",
+        headers={"WWW-Authenticate": asks},
+    )
+
+
+_open_routes = APIRouter()
+_guarded_routes = APIRouter()
+
+
+@_open_routes.get("/livez")
+async def _livez() -> PlainTextResponse:
+    """Say that the process runs."""
+    return PlainTextResponse("alive\n")
+
+
+@_open_routes.get("/readyz")
+async def _readyz(server: ServerDep) -> PlainTextResponse:
+    """Say whether batches can be stored."""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await run_in_threadpool(server.store.ping)
+    except TimeoutError:
+        words = f"the billing database did not answer in {READY_TIMEOUT_S:g} s\n"
+        return PlainTextResponse(words, status.HTTP_503_SERVICE_UNAVAILABLE)
+    except StoreUnavailableError as error:
+        return PlainTextResponse(f"{error}\n", status.HTTP_503_SERVICE_UNAVAILABLE)
+    return PlainTextResponse("ready\n")
+
+
+@_open_routes.get("/metrics")
+def _metrics(server: ServerDep) -> Response:
+    """Give Prometheus its counters; no amounts are among them."""
+    return Response(generate_latest(server.intake.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@_guarded_routes.post("/v1/batches")
+async def _post_batch(request: Request, server: ServerDep) -> Response:
+    """Take a batch and answer with its receipt, also when the receipt names a problem."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != CLOUDEVENT:
+        raise HTTPException(
+            status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, f"send the batch as {CLOUDEVENT}"
+        )
+    raw = await _read_body(request)
+    receipt = await run_in_threadpool(server.intake.take, raw, via="http")
+    return Response(chain.encode_receipt(receipt), media_type="application/json")
+
+
+@_guarded_routes.get("/v1/totals")
+def _get_totals(tenant: TenantQuery, server: ServerDep) -> dict[str, Any]:
+    """Return a tenant's sums, to be compared with what its nodes say."""
+    return asdict(server.store.totals(tenant))
+
+
+@_guarded_routes.get("/v1/invoices/{period}")
+def _get_invoice(period: str, tenant: TenantQuery, server: ServerDep) -> dict[str, Any]:
+    """Return the invoice of a month as it stands now."""
+    return to_json(_invoice(server, tenant, month(period)))
+
+
+@_guarded_routes.get("/")
+def _page(server: ServerDep) -> HTMLResponse:
+    """Show nodes, totals, this month's invoice and what was refused."""
+    at = server.now()
+    span = month_of(at)
+    tenants = server.store.tenants()
+    sheets = [
+        _Sheet(server.store.totals(tenant), _invoice(server, tenant, span)) for tenant in tenants
+    ]
+    refusals = [
+        refusal
+        for tenant in (None, *tenants)
+        for refusal in server.store.refusals(tenant, limit=REFUSALS_SHOWN_MAX)
+    ]
+    template = server.pages.get_template("billing.html")
+    return HTMLResponse(template.render(at=at, sheets=sheets, refusals=refusals))
+
+
+def _invoice(server: _Server, tenant: str, period: Period) -> Invoice:
+    entries = server.store.entries(tenant, period)
+    return make_invoice(tenant, period, entries, prices=server.prices)
+
+
+async def _harden(
+    request: Request, call_next: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    response = await call_next(request)
+    response.headers.update(_HEADERS)
+    return response
+
+
+async def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:
+    words = "the request is not complete"
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        words = f"{first['loc'][-1]}: {first['msg']}"
+    return JSONResponse({"detail": words}, status.HTTP_400_BAD_REQUEST)
+
+
+async def _say_no(_: Request, error: Exception) -> JSONResponse:
+    away = isinstance(error, StoreUnavailableError)
+    code = status.HTTP_503_SERVICE_UNAVAILABLE if away else status.HTTP_400_BAD_REQUEST
+    return JSONResponse({"detail": str(error)}, code)
+
+
+async def _read_body(request: Request) -> bytes:
+    """Read the body, and stop as soon as it is longer than a batch may be."""
+    too_long = HTTPException(
+        status.HTTP_413_CONTENT_TOO_LARGE, f"a batch has {BATCH_BYTES_MAX} bytes at most"
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > BATCH_BYTES_MAX:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > BATCH_BYTES_MAX:
+                    raise too_long
+    except TimeoutError:
+        raise HTTPException(
+            status.HTTP_408_REQUEST_TIMEOUT, f"the batch did not arrive in {BODY_TIMEOUT_S:g} s"
+        ) from None
+    return bytes(body)
+
+
+def _presents(header: str, token: str) -> bool:
+    """Say whether an Authorization header carries `token`, in time that tells nothing of it."""
+    scheme, _, value = header.partition(" ")
+    offered = b""
+    if scheme.lower() == "bearer":
+        offered = value.strip().encode()
+    elif scheme.lower() == "basic":
+        try:
+            offered = base64.b64decode(value, validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return False
+    return secrets.compare_digest(offered, token.encode())
+
+
+def _instant(at_us: int) -> str:
+    return from_us(at_us).strftime("%Y-%m-%d %H:%M:%S UTC")

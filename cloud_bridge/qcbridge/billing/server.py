@@ -1,0 +1,117 @@
+"""The billing server as a process: built once, run until it is told to stop.
+
+A listening address that others can reach needs a token. SIGTERM ends it within five
+seconds; what the broker or a node has no receipt for by then comes again.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from qcbridge.billing.app import create_app
+from qcbridge.billing.consumer import MqttConsumer
+from qcbridge.billing.intake import Intake
+from qcbridge.billing.store import BillingStore
+from qcnode.errors import BillingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from qcbridge.billing.consumer import Broker
+
+TOKEN_CHARS_MIN = 16
+SHUTDOWN_TIMEOUT_S = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Where the books are, where to listen, and for whom."""
+
+    url: str
+    host: str
+    port: int
+    token: str | None = field(default=None, repr=False)
+    broker: Broker | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is None and not _is_loopback(self.host):
+            raise BillingError(
+                f"{self.host} can be reached from outside and no token is set: put one in"
+                " QCNODE_BILLING_TOKEN or --token-file, or listen on 127.0.0.1"
+            )
+        if self.token is not None and len(self.token) < TOKEN_CHARS_MIN:
+            raise BillingError(
+                f"the token has {len(self.token)} characters: use {TOKEN_CHARS_MIN} at least"
+            )
+
+
+def run_server(
+    options: ServerOptions, *, now: Callable[[], datetime], tell: Callable[[str], None]
+) -> bool:
+    """Serve until SIGTERM or SIGINT; say through `tell` where, and return whether all went well."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listen(options.host, options.port))
+        store = BillingStore(options.url, now=now)
+        stack.callback(store.close)
+        store.migrate()
+        intake = Intake(store)
+        # Without a token, no web page may reach these books under a name of its own.
+        hosts = ["*"] if options.token else ["localhost", "127.0.0.1", "[::1]", options.host]
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(store, token=options.token, now=now, intake=intake, hosts=hosts),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                limit_concurrency=64,
+                timeout_keep_alive=15,
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+            )
+        )
+        died: list[str] = []
+
+        def stop_for_death() -> None:
+            died.append("mqtt")
+            server.should_exit = True
+
+        # uvicorn raises the signal again once it has shut down; by then it means nothing.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
+        if options.broker is not None:
+            consumer = MqttConsumer(options.broker, intake, on_death=stop_for_death)
+            stack.callback(consumer.stop)
+            consumer.start()
+        tell(f"billing listens at http://{_address(listener)}/ and keeps its books in {store.name}")
+        server.run(sockets=[listener])
+    return not died
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise BillingError(
+            f"cannot listen on {host} port {port} ({error.strerror or error}):"
+            " stop what is there, or choose another --port"
+        ) from error
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

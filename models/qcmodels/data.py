@@ -1,0 +1,144 @@
+"""A data set on disk, in the folder layout of MVTec AD.
+
+`train/good`, `test/good`, `test/<type>` and masks in `ground_truth/<type>/<name>_mask.png`;
+also a labelled share of the defects in `train/<type>`. Everything comes in the order of
+its name, so the same folder always gives the same model. Pixels are read when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from qcnode.errors import DatasetError, PictureError
+from qcnode.picture import SUFFIXES, read_bytes, read_picture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+GOOD: Final = "good"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One picture of the data set; `label` is `good` or the kind of defect."""
+
+    path: Path
+    label: str
+    mask: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """The pictures of one product, by what they are for."""
+
+    root: Path
+    name: str
+    train_good: tuple[Sample, ...]
+    train_defects: tuple[Sample, ...]
+    test_good: tuple[Sample, ...]
+    test_defects: tuple[Sample, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """`good` and every kind of defect that occurs."""
+        kinds = {sample.label for sample in (*self.train_defects, *self.test_defects)}
+        return (GOOD, *sorted(kinds))
+
+
+def open_dataset(root: Path) -> Dataset:
+    """Find the pictures under `root`; none is read yet."""
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder: name a data set in the MVTec AD layout")
+    return Dataset(
+        root=root,
+        name=root.resolve().name,
+        train_good=_pictures(root / "train" / GOOD, GOOD, None),
+        train_defects=_defects(root, "train", "train_ground_truth"),
+        test_good=_pictures(root / "test" / GOOD, GOOD, None),
+        test_defects=_defects(root, "test", "ground_truth"),
+    )
+
+
+def require_train(dataset: Dataset, *, good_min: int) -> None:
+    """Raise `DatasetError` unless there are enough good pictures to teach from."""
+    have = len(dataset.train_good)
+    if have == 0:
+        raise DatasetError(f"{dataset.root}: no picture in train/good: put good parts there")
+    if have < good_min:
+        raise DatasetError(
+            f"{dataset.root}: {have} pictures in train/good, at least {good_min} are needed: "
+            f"add {good_min - have}"
+        )
+
+
+def require_test(dataset: Dataset) -> None:
+    """Raise `DatasetError` unless there are good and defective pictures to test on."""
+    for samples, where in (
+        (dataset.test_good, "test/good"),
+        (dataset.test_defects, "test/<kind of defect>"),
+    ):
+        if not samples:
+            raise DatasetError(f"{dataset.root}: no picture in {where}: put test parts there")
+
+
+def digest_of(samples: Iterable[Sample], root: Path) -> str:
+    """Return one SHA-256 over the names and bytes of these pictures."""
+    total = hashlib.sha256()
+    for sample in samples:
+        try:
+            content = hashlib.sha256(read_bytes(sample.path)).hexdigest()
+        except PictureError as error:
+            raise DatasetError(str(error)) from error
+        total.update(f"{sample.path.relative_to(root).as_posix()}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def read_sample(sample: Sample) -> NDArray[np.uint8]:
+    """Return a picture as RGB; one that cannot be used spoils the data set."""
+    try:
+        return read_picture(sample.path)
+    except PictureError as error:
+        raise DatasetError(f"{error} (or take it out of the data set)") from error
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Return where the defect is."""
+    try:
+        return read_picture(path)[:, :, 0] > 127  # noqa: PLR2004  # white is defect
+    except PictureError as error:
+        raise DatasetError(f"{error} (or take it out of the data set)") from error
+
+
+def _defects(root: Path, part: str, masks: str) -> tuple[Sample, ...]:
+    folder = root / part
+    if not folder.is_dir():
+        return ()
+    kinds = sorted(kind.name for kind in folder.iterdir() if kind.is_dir() and kind.name != GOOD)
+    found: list[Sample] = []
+    for kind in kinds:
+        found.extend(_pictures(folder / kind, kind, root / masks / kind))
+    return tuple(found)
+
+
+def _pictures(folder: Path, label: str, masks: Path | None) -> tuple[Sample, ...]:
+    if not folder.is_dir():
+        return ()
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
+    return tuple(Sample(path=path, label=label, mask=_mask_of(path, masks)) for path in paths)
+
+
+def _mask_of(path: Path, masks: Path | None) -> Path | None:
+    if masks is None:
+        return None
+    mask = masks / f"{path.stem}_mask.png"
+    return mask if mask.is_file() else None

@@ -1,0 +1,410 @@
+"""Everything that was spent here, in order, in one file that only grows.
+
+Entries are added, never changed; a wrong one is put right by another. A fact is on
+record when its future ends, not before: the commit has reached the disk. One thread
+owns the one connection that writes and gives every fact its seq, so budgets hold and
+no number is skipped or used twice. Anyone may submit and read, from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sqlite3
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from qcnode.books import chain
+from qcnode.books.ledger_file import (
+    BILLING,
+    LedgerReader,
+    in_words,
+    lock_for_writing,
+    open_for_writing,
+    read_cursor,
+    read_epoch,
+    walk,
+)
+from qcnode.books.tally import Budget, Tally, attempt_of
+from qcnode.domain import Indeterminate, Intent, LedgerEntry, NotBilled, Receipt
+from qcnode.errors import (
+    BudgetExceededError,
+    LedgerCorruptError,
+    LedgerUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from qcnode.domain import LedgerFact, LedgerTotals
+
+__all__ = ["Budget", "SqliteLedger"]
+
+log = structlog.get_logger()
+
+_GROUP_MAX = 100
+_WAITING_MAX = 4_096
+_CONFIRM_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    what: LedgerFact | Receipt
+    future: Future[Any]
+
+
+class SqliteLedger:
+    """The node's money, and how far the billing server has confirmed it.
+
+    Opening checks the whole chain and writes down every attempt that a stop left open
+    as indeterminate. Without a budget nothing is limited.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        now_us: Callable[[], int],
+        new_epoch: Callable[[], str],
+        budget: Budget | None = None,
+    ) -> None:
+        self._path = path
+        self._now_us = now_us
+        self._budget = budget
+        self._waiting: queue.Queue[_Job | None] = queue.Queue(_WAITING_MAX)
+        self._listeners: tuple[Callable[[], None], ...] = ()
+        self._turn = threading.Lock()  # Guards _closed and _listeners, held for no I/O.
+        self._closed = False
+        self._in_doubt = False
+        self._failing = False
+        self._lock = lock_for_writing(path)
+        try:
+            self._db = open_for_writing(path, now_us=now_us(), new_epoch=new_epoch)
+            try:
+                self._open_books()
+            except BaseException:
+                self._db.close()
+                raise
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._writer = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._writer.start()
+
+    @property
+    def epoch(self) -> str:
+        """The identity of this ledger file: seq starts at 1 in each epoch."""
+        return self._epoch
+
+    def submit(self, fact: LedgerFact) -> Future[LedgerEntry]:
+        """Record a fact; the future ends when it is durable.
+
+        It fails with `BudgetExceededError` for an intent whose hold does not fit, with
+        `LedgerUnavailableError` when nothing can be recorded, and with `ValueError`
+        for a second intent or outcome of one attempt, or an outcome without an intent.
+        """
+        return self._enqueue(fact)
+
+    def read(self, after_seq: int, limit: int) -> list[LedgerEntry]:
+        """Return up to `limit` entries beyond `after_seq`, in order."""
+        return self._reader.read(after_seq, limit)
+
+    def totals(self) -> LedgerTotals:
+        """Return the sums over all entries."""
+        return self._tally.totals()
+
+    def budget_left_pico(self) -> int | None:
+        """Return what may still be reserved today; None is no limit."""
+        if self._budget is None:
+            return None
+        return max(0, self._tally.left_pico(self._budget, self._now_us()))
+
+    def receipt_seq(self) -> int:
+        """Return how far the billing server has confirmed this epoch."""
+        return self._receipt_seq
+
+    def confirm(self, receipt: Receipt) -> None:
+        """Note a receipt; one that contradicts the chain raises `LedgerCorruptError`.
+
+        A receipt further back than the last one is the truth too: the server was
+        restored from a backup and wants the entries from there again.
+        """
+        done = self._enqueue(receipt)
+        try:
+            done.result(timeout=_CONFIRM_TIMEOUT_S)
+        except TimeoutError as error:
+            done.cancel()
+            raise LedgerUnavailableError(
+                f"{self._path}: the disk took no receipt in {_CONFIRM_TIMEOUT_S:g} s: check it"
+            ) from error
+
+    def verify(self) -> int:
+        """Check every entry and return their number.
+
+        Raises `LedgerCorruptError` naming the first bad entry.
+        """
+        reader = LedgerReader(self._path)
+        try:
+            return reader.verify().entries
+        finally:
+            reader.close()
+
+    def add_listener(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after each commit, from the writer's thread, until undone.
+
+        It must return at once and must not raise. Calling what is returned undoes it.
+        """
+        with self._turn:
+            self._listeners = (*self._listeners, listener)
+
+        def undo() -> None:
+            with self._turn:
+                self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+        return undo
+
+    def close(self) -> None:
+        """Write down what waits and let go of the file; closing twice is harmless."""
+        with self._turn:
+            if self._closed:
+                return
+            self._closed = True
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=_CLOSE_TIMEOUT_S)
+        self._writer.join(timeout=_CLOSE_TIMEOUT_S)
+        if self._writer.is_alive():
+            log.error("the ledger did not close: its disk does not answer", path=str(self._path))
+            return
+        # The reader goes first, so that the last one out is the writing connection.
+        self._reader.close()
+        self._db.close()
+        os.close(self._lock)
+
+    def _open_books(self) -> None:
+        try:
+            self._epoch = read_epoch(self._db)
+            self._tally = walk(self._db, self._epoch)
+            self._receipt_seq = read_cursor(self._db, BILLING)[0]
+        except sqlite3.Error as error:
+            raise in_words(self._path, error) from error
+        self._reader = LedgerReader(self._path)
+        left_open = [
+            Indeterminate(
+                attempt_id=attempt_id,
+                reason="the node stopped before an answer",
+                hold=intent.hold,
+            )
+            for attempt_id, (intent, _at_us) in self._tally.open.items()
+        ]
+        for start in range(0, len(left_open), _GROUP_MAX):
+            jobs = [_Job(fact, Future()) for fact in left_open[start : start + _GROUP_MAX]]
+            self._record(jobs)
+            try:
+                for job in jobs:
+                    job.future.result(timeout=0)
+            except LedgerUnavailableError:
+                self._reader.close()
+                raise
+        log.info(
+            "ledger open",
+            epoch=self._epoch,
+            entries=self._tally.seq,
+            left_open=len(left_open),
+            sqlite=sqlite3.sqlite_version,
+        )
+
+    def _enqueue(self, what: LedgerFact | Receipt) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._turn:
+            if self._closed or not self._writer.is_alive():
+                future.set_exception(LedgerUnavailableError(f"{self._path}: the ledger is closed"))
+                return future
+            try:
+                self._waiting.put_nowait(_Job(what, future))
+            except queue.Full:
+                future.set_exception(
+                    LedgerUnavailableError(
+                        f"{self._path}: {_WAITING_MAX} facts wait for the disk: check the disk"
+                    )
+                )
+        return future
+
+    def _run(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            jobs, last = [first], False
+            # No waiting for company: what comes while the disk is busy is the next group.
+            while len(jobs) < _GROUP_MAX:
+                try:
+                    job = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+                if job is None:
+                    last = True
+                    break
+                jobs.append(job)
+            self._record(jobs)
+            if last:
+                return
+
+    def _record(self, jobs: list[_Job]) -> None:
+        """Write a group in one transaction, and end its futures when it is durable."""
+        live = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        done: list[tuple[_Job, LedgerEntry | None]] = []
+        try:
+            if self._in_doubt:
+                self._clear_doubt()
+            tally, receipt_seq = self._tally.copy(), self._receipt_seq
+            self._db.execute("BEGIN IMMEDIATE")
+            for job in live:
+                try:
+                    if isinstance(job.what, Receipt):
+                        receipt_seq = self._note(job.what, tally)
+                        done.append((job, None))
+                    else:
+                        done.append((job, self._add(job.what, tally)))
+                except (ValueError, TypeError, BudgetExceededError, LedgerCorruptError) as error:
+                    job.future.set_exception(error)
+            if tally.seq != self._tally.seq:
+                self._db.execute(
+                    "INSERT INTO head (id, seq, hash) VALUES (1, ?, ?)"
+                    " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
+                    (tally.seq, tally.hash),
+                )
+            self._db.execute("COMMIT")
+        except (sqlite3.Error, LedgerCorruptError) as error:
+            self._fail(live, done, error)
+            return
+        self._tally, self._receipt_seq = tally, receipt_seq
+        if self._failing:
+            self._failing = False
+            log.info("the ledger takes entries again", path=str(self._path))
+        for job, entry in done:
+            job.future.set_result(entry)
+        for listener in self._listeners:
+            listener()
+
+    def _add(self, fact: LedgerFact, tally: Tally) -> LedgerEntry:
+        at_us = self._now_us()
+        tally.check(fact, at_us=at_us, budget=self._budget)
+        attempt_id = attempt_of(fact)
+        if isinstance(fact, Intent) and self._is_known(attempt_id):
+            raise ValueError(f"attempt {attempt_id} has its intent on record already")
+        entry = chain.make_entry(
+            fact, epoch=self._epoch, seq=tally.seq + 1, at_us=at_us, prev_hash=tally.hash
+        )
+        self._db.execute(
+            "INSERT INTO entry (seq, kind, attempt_id, at_us, body, prev_hash, hash)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.seq,
+                entry.kind,
+                attempt_id,
+                entry.at_us,
+                entry.body,
+                entry.prev_hash,
+                entry.hash,
+            ),
+        )
+        tally.add(entry, fact)
+        return entry
+
+    def _is_known(self, attempt_id: str) -> bool:
+        found = self._db.execute(
+            "SELECT 1 FROM entry WHERE attempt_id = ? AND kind = 'intent'", (attempt_id,)
+        )
+        return found.fetchone() is not None
+
+    def _note(self, receipt: Receipt, tally: Tally) -> int:
+        if receipt.epoch != self._epoch:
+            raise LedgerCorruptError(
+                f"the billing server's receipt is for epoch {receipt.epoch}, not {self._epoch}"
+            )
+        if not 0 <= receipt.acked_seq <= tally.seq:
+            raise LedgerCorruptError(
+                f"the billing server has entry {receipt.acked_seq} of this epoch and this ledger"
+                f" ends at {tally.seq}: it was restored from a backup or cloned"
+            )
+        found = self._db.execute(
+            "SELECT hash FROM entry WHERE seq = ?", (receipt.acked_seq,)
+        ).fetchone()
+        digest: bytes = chain.genesis(self._epoch) if found is None else found[0]
+        if receipt.acked_seq > 0 and receipt.head_hash != digest.hex():
+            raise LedgerCorruptError(
+                f"entry {receipt.acked_seq} is another one at the billing server:"
+                " the chains have forked"
+            )
+        self._db.execute(
+            "INSERT INTO cursor (reader, seq, hash) VALUES (?, ?, ?)"
+            " ON CONFLICT (reader) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
+            (BILLING, receipt.acked_seq, digest),
+        )
+        return receipt.acked_seq
+
+    def _fail(
+        self,
+        live: list[_Job],
+        done: list[tuple[_Job, LedgerEntry | None]],
+        error: sqlite3.Error | LedgerCorruptError,
+    ) -> None:
+        """Tell the group that it is not on record, unless the disk says that it is."""
+        if not self._failing:
+            self._failing = True
+            log.error("the ledger takes no entries", path=str(self._path), error=str(error))
+        self._in_doubt = True
+        on_disk: dict[int, bytes] = {}
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            on_disk = self._read_back()
+        except (sqlite3.Error, LedgerCorruptError) as doubt:
+            log.warning("the ledger cannot be read back", path=str(self._path), error=str(doubt))
+        said = in_words(self._path, error) if isinstance(error, sqlite3.Error) else error
+        unavailable = LedgerUnavailableError(str(said))
+        entries = {id(job): entry for job, entry in done}
+        for job in live:
+            entry = entries.get(id(job))
+            if job.future.done():
+                continue
+            if entry is not None and on_disk.get(entry.seq) == entry.hash:
+                job.future.set_result(entry)
+            else:
+                job.future.set_exception(unavailable)
+
+    def _clear_doubt(self) -> None:
+        """Before anything is added after a failed read-back: what does the disk hold?
+
+        An intent found there was reported as not recorded, so nothing was sent for it.
+        """
+        known = set(self._tally.open)
+        self._read_back()
+        unsent = [attempt_id for attempt_id in self._tally.open if attempt_id not in known]
+        if unsent:
+            self._record(
+                [
+                    _Job(
+                        NotBilled(
+                            attempt_id=attempt_id,
+                            reason="not sent: its intent was first taken as unrecorded",
+                            http_status=None,
+                        ),
+                        Future(),
+                    )
+                    for attempt_id in unsent
+                ]
+            )
+
+    def _read_back(self) -> dict[int, bytes]:
+        """Take over what the disk holds beyond what is known here; return its hashes by seq."""
+        before = self._tally.seq
+        self._tally = walk(self._db, self._epoch, self._tally)
+        self._receipt_seq = read_cursor(self._db, BILLING)[0]
+        self._in_doubt = False
+        rows = self._db.execute("SELECT seq, hash FROM entry WHERE seq > ?", (before,))
+        return dict(rows.fetchall())

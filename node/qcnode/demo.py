@@ -1,0 +1,386 @@
+"""The demo: a whole factory corner in one process tree, and books that agree.
+
+A virtual line sends parts, the node judges them, doubtful ones go to the scripted
+provider (a real HTTP server in a process of its own, and no LLM), every token is
+metered and billed by a billing server in this process. At the end the world's own
+record says how many verdicts were wrong, and the ledger is compared with the bill.
+Everything stays in one folder and can be looked at with the other commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import uvicorn
+from pydantic import SecretStr
+
+from qcbridge.billing.app import create_app
+from qcbridge.billing.consumer import Broker, MqttConsumer
+from qcbridge.billing.intake import Intake
+from qcbridge.billing.store import BillingStore
+from qcmodels.data import digest_of, open_dataset
+from qcmodels.train import TeachConfig, teach
+from qcnode.books import chain
+from qcnode.cameras.folder import FolderPictures
+from qcnode.cameras.studio import DefectKind
+from qcnode.cameras.virtual import write_dataset
+from qcnode.domain import AgentLevel
+from qcnode.errors import LedgerCorruptError, ManifestError, ProviderUnavailableError
+from qcnode.lines.http import HttpChannel
+from qcnode.lines.world import read_fates
+from qcnode.main import QuietServer, build_node, listen
+from qcnode.manifest import load_manifest
+from qcnode.settings import (
+    AgentSettings,
+    BudgetSettings,
+    CameraSettings,
+    LineSettings,
+    MeteringSettings,
+    ModelSettings,
+    MqttSettings,
+    NodeSettings,
+    PanelSettings,
+    ProviderSettings,
+    Secrets,
+    Settings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from qcnode.main import Node
+    from qcnode.ports import Channel
+
+TENANT = "demo"
+SEED = 20261122
+GOOD_PARTS = 160
+DEFECTS_EACH = 12
+BUDGET_MICRO = 2_000_000
+PROVIDER_START_S = 60.0
+REVIEWS_END_S = 90.0
+BILL_END_S = 30.0
+SHOW_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """What to show. Without `data` parts are rendered; without `seconds`, all `parts` come."""
+
+    home: Path
+    data: Path | None
+    parts: int
+    seconds: float | None
+    panel_port: int
+    billing_port: int
+    accuracy: float
+    broker: tuple[str, int] | None
+    billing_url: str | None
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Show:
+    """How the demo tells what it is doing."""
+
+    say: Callable[[str], None]
+    teaching: Callable[[str, int, int], None]
+    running: Callable[[Node], None]
+
+
+async def run_demo(options: DemoOptions, show: Show) -> dict[str, Any]:
+    """Run the demo and return its summary; see `qcnode demo --help` for its fields."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    options.home.mkdir(parents=True, exist_ok=True)
+    data = await asyncio.to_thread(_prepare, options, show)
+    key, token = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+    async with contextlib.AsyncExitStack() as undo:
+        base_url = await undo.enter_async_context(_scripted_provider(options, key))
+        settings = _settings(options, data, base_url, key, token)
+        store = _open_store(options)
+        undo.callback(store.close)
+        page, channel = await _serve_billing(options, store, token, undo)
+        node = build_node(settings, channel=channel)
+        undo.push_async_callback(node.close)
+        show.say(f"panel    {node.url}")
+        show.say(f"billing  {page} (user: any, password: in {options.home / 'billing.token'})")
+
+        node_stop = asyncio.Event()
+        running = asyncio.create_task(node.run(node_stop))
+        try:
+            await _until_parts_are_through(node, options, show, stop, running)
+            await _until_books_agree(node, show, stop)
+            summary = _summary(node, store, options)
+            if options.keep and not stop.is_set():
+                show.say("summary is ready; the panel stays up until Ctrl-C")
+                await stop.wait()
+        finally:
+            node_stop.set()
+            await running
+    return summary
+
+
+# -- before ------------------------------------------------------------------------------
+
+
+def _prepare(options: DemoOptions, show: Show) -> Path:
+    """Return the data set, with a model taught on it in `home/model`."""
+    data = options.data
+    if data is None:
+        data = options.home / "dataset"
+        if not (data / "train").is_dir():
+            show.say("rendering pictures of good and defective parts to teach on")
+            write_dataset(
+                data,
+                seed=SEED,
+                good=GOOD_PARTS,
+                defects=DEFECTS_EACH,
+                progress=lambda done, of: show.teaching("render", done, of),
+            )
+    if not _is_taught_from(options.home / "model", data):
+        show.say(f"teaching a model on {data}")
+        teach(
+            data,
+            options.home / "model",
+            config=TeachConfig(),
+            now=datetime.now(UTC),
+            progress=show.teaching,
+        )
+    return data
+
+
+def _is_taught_from(model: Path, data: Path) -> bool:
+    try:
+        taught_from = load_manifest(model).taught_from
+    except ManifestError:
+        return False
+    dataset = open_dataset(data)
+    pictures = (*dataset.train_good, *dataset.train_defects)
+    return taught_from.sha256 == digest_of(pictures, dataset.root)
+
+
+def _settings(options: DemoOptions, data: Path, base_url: str, key: str, token: str) -> Settings:
+    if options.data is None:
+        camera = CameraSettings(kind="rendered", defect_rate=0.15)
+        parts, product = options.parts, "a machined flange with six bolt holes and a seal ring"
+        classes = tuple(str(kind) for kind in DefectKind)
+    else:
+        camera = CameraSettings(kind="folder", source=str(data / "test"), shuffle=True)
+        parts = min(options.parts, len(FolderPictures(data / "test")))
+        product = data.resolve().name.replace("_", " ")
+        classes = open_dataset(data).labels
+    host, port = options.broker or ("127.0.0.1", 1883)
+    return Settings(
+        node=NodeSettings(name="demo-node", tenant=TENANT, site="demo", home=options.home),
+        panel=PanelSettings(port=options.panel_port),
+        line=LineSettings(parts=parts, seed=SEED),
+        camera=camera,
+        model=ModelSettings(dir=options.home / "model"),
+        agent=AgentSettings(
+            enabled=True,
+            # Nobody stands at the demo to confirm proposals.
+            level=AgentLevel.L3,
+            product=product,
+            defect_classes=classes,
+            waiting_max=500,
+        ),
+        provider=ProviderSettings(base_url=base_url, timeout_s=3.0),
+        budget=BudgetSettings(per_day_micro=BUDGET_MICRO),
+        metering=MeteringSettings(channel="mqtt" if options.broker else "none"),
+        mqtt=MqttSettings(host=host, port=port),
+        secrets=Secrets(provider_api_key=SecretStr(key), billing_token=SecretStr(token)),
+    )
+
+
+# -- around ------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _scripted_provider(options: DemoOptions, key: str) -> AsyncIterator[str]:
+    """Run the scripted provider as a child process; it ends with this block."""
+    with listen("127.0.0.1", 0) as probe:
+        port = probe.getsockname()[1]
+    child = subprocess.Popen(  # noqa: ASYNC220, S603  # our own program, started once
+        [
+            *(sys.executable, "-m", "qcnode.cli.app", "scripted-provider"),
+            *("--world", str(options.home / "world.log")),
+            *("--log", str(options.home / "provider.log")),
+            *("--port", str(port), "--accuracy", str(options.accuracy)),
+            *("--error-rate", "0.04", "--timeout-rate", "0.02"),
+        ],
+        env={**os.environ, "QCNODE_PROVIDER_API_KEY": key},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        # Ctrl-C is for the demo, which ends its child itself.
+        start_new_session=True,
+    )
+    try:
+        await _until_alive(f"http://127.0.0.1:{port}/livez", child)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        child.terminate()
+        try:
+            await asyncio.to_thread(child.wait, 5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+async def _until_alive(url: str, child: subprocess.Popen[bytes]) -> None:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PROVIDER_START_S):
+                while child.poll() is None:
+                    with contextlib.suppress(httpx2.HTTPError):
+                        if (await client.get(url)).is_success:
+                            return
+                    await asyncio.sleep(0.1)
+    raise ProviderUnavailableError("the scripted provider did not start; its words are above")
+
+
+def _open_store(options: DemoOptions) -> BillingStore:
+    url = options.billing_url or f"sqlite:///{options.home / 'billing.db'}"
+    store = BillingStore(url, now=lambda: datetime.now(UTC))
+    store.migrate()
+    return store
+
+
+async def _serve_billing(
+    options: DemoOptions, store: BillingStore, token: str, undo: contextlib.AsyncExitStack
+) -> tuple[str, Channel | None]:
+    """Serve the billing page, and return its address and the node's channel to it.
+
+    Without a broker the channel stays inside this process; with one it is the node's
+    own, and the billing server listens at the broker.
+    """
+    intake = Intake(store)
+    app = create_app(store, token=token, now=lambda: datetime.now(UTC), intake=intake)
+    token_file = options.home / "billing.token"
+    token_file.unlink(missing_ok=True)
+    token_file.touch(mode=0o600)
+    token_file.write_text(token)
+    listening = listen("127.0.0.1", options.billing_port)
+    server = QuietServer(uvicorn.Config(app, log_config=None, access_log=False))
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+
+    async def end() -> None:
+        server.should_exit = True
+        await serving
+
+    undo.push_async_callback(end)
+    page = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    if options.broker is not None:
+        consumer = MqttConsumer(Broker(host=options.broker[0], port=options.broker[1]), intake)
+        consumer.start()
+        undo.push_async_callback(asyncio.to_thread, consumer.stop)
+        return page, None
+    client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app))
+    undo.push_async_callback(client.aclose)
+    return page, HttpChannel(
+        client, "http://127.0.0.1", token=token, read_receipt=chain.decode_receipt
+    )
+
+
+# -- meanwhile ---------------------------------------------------------------------------
+
+
+async def _until_parts_are_through(
+    node: Node,
+    options: DemoOptions,
+    show: Show,
+    stop: asyncio.Event,
+    running: asyncio.Task[None],
+) -> None:
+    """Let the line run until all parts are sent, the time is up, or somebody stops it."""
+    starting = asyncio.create_task(node.started.wait())
+    await asyncio.wait({running, starting}, return_when=asyncio.FIRST_COMPLETED)
+    starting.cancel()
+    started = asyncio.get_running_loop().time()
+    while not running.done() and not node.station.join(0):
+        show.running(node)
+        over = options.seconds is not None and (
+            asyncio.get_running_loop().time() - started >= options.seconds
+        )
+        if over or stop.is_set():
+            await asyncio.to_thread(node.station.stop)
+            await asyncio.to_thread(node.station.join, 5.0)
+            break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHOW_EVERY_S):
+                await stop.wait()
+    show.running(node)
+
+
+async def _until_books_agree(node: Node, show: Show, stop: asyncio.Event) -> None:
+    """Wait for the agent's last rulings and the last receipt."""
+    show.say("the belt is empty; waiting for the last rulings and receipts")
+    waiting = asyncio.create_task(node.desk.settled())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait(
+        {waiting, stopping}, timeout=REVIEWS_END_S, return_when=asyncio.FIRST_COMPLETED
+    )
+    for task in (waiting, stopping):
+        task.cancel()
+    node.desk.stop_asking()
+    show.running(node)
+    if node.outbox is not None:
+        await node.outbox.flush(BILL_END_S)
+
+
+# -- after -------------------------------------------------------------------------------
+
+
+def _summary(node: Node, store: BillingStore, options: DemoOptions) -> dict[str, Any]:
+    counts, totals = asdict(node.journal.counts()), node.ledger.totals()
+    billed = store.totals(TENANT)
+    fates = read_fates(options.home / "world.log")
+    latencies = sorted(node.station.latencies_us())
+    try:
+        verified = node.ledger.verify() == totals.entries
+    except LedgerCorruptError:
+        verified = False
+    return {
+        **{name: counts[name] for name in counts if name != "waiting"},
+        "waiting": counts["waiting"],
+        "attempts": totals.attempts,
+        "indeterminate": totals.indeterminate,
+        "tokens": {"input": totals.input_tokens, "output": totals.output_tokens},
+        "cost_pico": totals.cost_pico,
+        "held_pico": totals.held_pico,
+        "unpriced": totals.unpriced,
+        "ledger": {"entries": totals.entries, "verified": verified},
+        "billing": {
+            "entries": billed.entries,
+            "cost_pico": billed.cost_pico,
+            "matches": (billed.entries, billed.cost_pico, billed.held_pico)
+            == (totals.entries, totals.cost_pico, totals.held_pico),
+        },
+        "false_rejects": sum(fate.is_false_reject for fate in fates),
+        "escapes": sum(fate.is_escape for fate in fates),
+        "defective": sum(fate.is_defective for fate in fates),
+        "p50_ms": _quantile_ms(latencies, 0.50),
+        "p99_ms": _quantile_ms(latencies, 0.99),
+        "model": node.manifest.version,
+        "provider": "scripted provider (no LLM; its answers come from the line's own truth)",
+        "home": str(options.home),
+    }
+
+
+def _quantile_ms(sorted_us: list[int], share: float) -> float | None:
+    if not sorted_us:
+        return None
+    return round(sorted_us[min(len(sorted_us) - 1, int(share * len(sorted_us)))] / 1000, 3)

@@ -1,0 +1,251 @@
+"""What is wrong with this installation, and the fix for each.
+
+Every check looks at one thing, changes nothing, and gives one finding. A thing that
+the settings do not use is not looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sqlite3
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import httpx2
+import onnxruntime
+
+from qcbridge.prices import PriceBook
+from qcnode.books.ledger_file import LedgerReader
+from qcnode.domain import TokenUsage
+from qcnode.errors import QcError
+from qcnode.main import LOOPBACK, listen
+from qcnode.runtime.onnx import OnnxModel
+from qcnode.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from qcnode.settings import Settings
+
+FREE_BYTES_MIN = 1_000_000_000
+CONNECT_TIMEOUT_S = 3.0
+SQLITE_FIXED = (3, 51, 3)
+SQLITE_BACKPORTS = frozenset({(3, 44, 6), (3, 50, 7)})
+ORT_VARIANTS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """The result of one check; `fix` is what to do when it is not ok, or a remark."""
+
+    check: str
+    ok: bool
+    words: str
+    fix: str | None = None
+
+
+def examine(config: Path) -> list[Finding]:
+    """Check the installation and, if `config` can be read, all that it names."""
+    findings = [_python(), _runtime(), _sqlite()]
+    try:
+        settings = load_settings(config)
+    except QcError as error:
+        findings.append(
+            Finding(check="settings", ok=False, words=str(error), fix="mend the file and try again")
+        )
+        return findings
+    findings.append(Finding(check="settings", ok=True, words=str(config)))
+    findings.extend(_of_node(settings))
+    return findings
+
+
+def _of_node(settings: Settings) -> Iterator[Finding]:
+    yield _home(settings)
+    yield from _ledger(settings)
+    yield _model(settings)
+    yield _panel(settings)
+    if settings.agent.enabled:
+        yield _prices(settings)
+        yield _provider(settings)
+    if settings.metering.channel == "http":
+        yield _billing(settings)
+    if settings.metering.channel == "mqtt":
+        yield _broker(settings)
+
+
+def _python() -> Finding:
+    return Finding(check="python", ok=True, words=sys.version.split()[0])
+
+
+def _runtime() -> Finding:
+    installed = []
+    for variant in ORT_VARIANTS:
+        with contextlib.suppress(PackageNotFoundError):
+            installed.append(f"{variant} {version(variant)}")
+    if len(installed) > 1:
+        return Finding(
+            check="onnxruntime",
+            ok=False,
+            words=f"several variants overwrite each other: {', '.join(installed)}",
+            fix="uninstall all of them, then install the one you need",
+        )
+    providers = ", ".join(
+        name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
+    )
+    return Finding(check="onnxruntime", ok=True, words=f"{', '.join(installed)} ({providers})")
+
+
+def _sqlite() -> Finding:
+    number = sqlite3.sqlite_version_info
+    racy = number < SQLITE_FIXED and number not in SQLITE_BACKPORTS
+    words = sqlite3.sqlite_version
+    remark = (
+        "before 3.51.3 two writers can race at a WAL reset; the books have one writer each,"
+        " so keep other programs from writing to them"
+    )
+    return Finding(check="sqlite", ok=True, words=words, fix=remark if racy else None)
+
+
+def _home(settings: Settings) -> Finding:
+    home = settings.node.home
+    place = home
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        return Finding(
+            check="home",
+            ok=False,
+            words=f"{home}: cannot be written",
+            fix=f"give this user the right to write in {place}, or set node.home",
+        )
+    free = shutil.disk_usage(place).free
+    return Finding(
+        check="home",
+        ok=free >= FREE_BYTES_MIN,
+        words=f"{home}: {free / 1e9:.1f} GB free",
+        fix=None if free >= FREE_BYTES_MIN else "free some space: without it nothing is asked",
+    )
+
+
+def _ledger(settings: Settings) -> Iterator[Finding]:
+    path = settings.node.home / "ledger.db"
+    if not path.exists():
+        return
+    try:
+        reader = LedgerReader(path)
+        try:
+            entries = reader.verify().entries
+        finally:
+            reader.close()
+    except QcError as error:
+        yield Finding(
+            check="ledger",
+            ok=False,
+            words=str(error),
+            fix="keep the file as it is, move it aside, and restore the last backup",
+        )
+        return
+    yield Finding(check="ledger", ok=True, words=f"{entries} entries, chain verified")
+
+
+def _model(settings: Settings) -> Finding:
+    folder = settings.model.dir
+    try:
+        model = OnnxModel(folder, threads=settings.model.threads)
+    except QcError as error:
+        return Finding(
+            check="model",
+            ok=False,
+            words=str(error),
+            fix=f"qcnode teach DATASET --out {folder}",
+        )
+    return Finding(check="model", ok=True, words=f"{model.version}, golden frames as released")
+
+
+def _panel(settings: Settings) -> Finding:
+    panel = settings.panel
+    if panel.host not in LOOPBACK and settings.secrets.panel_token is None:
+        return Finding(
+            check="panel",
+            ok=False,
+            words=f"{panel.host} can be reached from elsewhere and there is no token",
+            fix="set QCNODE_PANEL_TOKEN or QCNODE_PANEL_TOKEN_FILE",
+        )
+    try:
+        listen(panel.host, panel.port).close()
+    except QcError as error:
+        return Finding(
+            check="panel", ok=False, words=str(error), fix="set panel.port, or stop who is there"
+        )
+    return Finding(check="panel", ok=True, words=f"{panel.host}:{panel.port} is free")
+
+
+def _prices(settings: Settings) -> Finding:
+    provider = settings.provider
+    try:
+        book = PriceBook.load(*([] if provider.prices is None else [provider.prices]))
+        cost = book.price(
+            TokenUsage(input_tokens=1_000_000, output_tokens=1_000_000),
+            provider.name,
+            provider.model,
+            datetime.now(UTC),
+        )
+    except QcError as error:
+        return Finding(
+            check="prices",
+            ok=False,
+            words=str(error),
+            fix="write a price file and name it in provider.prices: without one nothing is asked",
+        )
+    if cost.currency != settings.budget.currency and settings.budget.per_day_micro is not None:
+        return Finding(
+            check="prices",
+            ok=False,
+            words=f"prices are in {cost.currency}, the budget in {settings.budget.currency}",
+            fix="set budget.currency to the currency of the price file",
+        )
+    return Finding(check="prices", ok=True, words=", ".join(cost.rows))
+
+
+def _provider(settings: Settings) -> Finding:
+    if settings.secrets.provider_api_key is None:
+        return Finding(
+            check="provider", ok=False, words="there is no key", fix="set QCNODE_PROVIDER_API_KEY"
+        )
+    return _reach("provider", settings.provider.base_url, "check provider.base_url and the network")
+
+
+def _billing(settings: Settings) -> Finding:
+    url = settings.metering.url
+    return _reach("billing", url, "check metering.url, and start `qcnode billing serve` there")
+
+
+def _reach(check: str, url: str, fix: str) -> Finding:
+    # A connection is enough to know: a request might cost something.
+    try:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        return Finding(check=check, ok=False, words=f"{url}: {error}", fix=fix)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    return _connect(check, address.host, port, fix)
+
+
+def _broker(settings: Settings) -> Finding:
+    fix = "check [mqtt] host and port, and that the broker runs (deploy/mosquitto)"
+    return _connect("broker", settings.mqtt.host, settings.mqtt.port, fix)
+
+
+def _connect(check: str, host: str, port: int, fix: str) -> Finding:
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        words = f"{host}:{port} cannot be reached ({error.strerror or error})"
+        return Finding(check=check, ok=False, words=words, fix=fix)
+    return Finding(check=check, ok=True, words=f"{host}:{port} answers")

@@ -1,0 +1,336 @@
+"""Ledger batches to the billing server over MQTT 5: a batch out, its receipt on a topic.
+
+A broker's acknowledgement is no receipt: a batch counts as delivered when the server's
+receipt, matched by correlation data, has come. paho's network thread only hands things
+over to the event loop, where everything is decided, so no callback can end that thread.
+A connection that is lost is not mended but made anew by the next send, so nothing waits
+in a queue of the library that a restart would lose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from paho.mqtt.client import MQTT_ERR_SUCCESS, Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from qcnode.errors import LineUnavailableError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from qcnode.domain import Receipt
+    from qcnode.lines.topics import NodeTopics
+
+log = structlog.get_logger()
+
+CONTENT_TYPE: Final = "application/cloudevents+json"
+_FAILURE: Final = 0x80
+_NO_SUBSCRIBERS: Final = 0x10
+_RECEIPT_BYTES_MAX: Final = 64 * 1024
+_KEEPALIVE_S: Final = 30
+_GOODBYE_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broker:
+    """Where the broker is and how it knows us; with `ca_file` the way there is encrypted.
+
+    `client_id` is the node's name unless said otherwise: two clients of one id throw
+    each other out for ever.
+    """
+
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class MqttChannel:
+    """Sends each batch at QoS 1 and waits for the receipt that belongs to it.
+
+    It belongs to the event loop that first sends. `read_receipt` reads a receipt and
+    raises `ValueError` when it is none.
+    """
+
+    name = "mqtt"
+
+    def __init__(
+        self,
+        broker: Broker,
+        topics: NodeTopics,
+        *,
+        read_receipt: Callable[[bytes], Receipt],
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._broker = broker
+        self._topics = topics
+        self._read_receipt = read_receipt
+        self._timeout_s = timeout_s
+        self._tls = _tls(broker)
+        self._turn = asyncio.Lock()
+        self._link: _Link | None = None
+        self._closed = False
+
+    async def send(self, batch: bytes) -> Receipt:
+        """Deliver one CloudEvent and return the server's receipt for it."""
+        correlation = str(json.loads(batch)["id"]).encode()
+        async with self._turn:
+            if self._closed:
+                raise LineUnavailableError(f"the way to broker {self._broker} is closed")
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    link = await self._linked()
+                    answer = await link.ask(batch, correlation)
+            except TimeoutError as error:
+                acknowledged = self._link is not None and self._link.acknowledged
+                if not acknowledged:  # Half-open, or dead without a word.
+                    await self._unlink()
+                raise LineUnavailableError(self._no_answer(acknowledged=acknowledged)) from error
+            except LineUnavailableError:
+                if self._link is None or self._link.lost:
+                    await self._unlink()
+                raise
+        try:
+            return self._read_receipt(answer)
+        except ValueError as error:
+            raise LineUnavailableError(
+                f"{self._topics.ack} at broker {self._broker} brought what is no receipt ({error}):"
+                " who else writes there?"
+            ) from error
+
+    async def close(self) -> None:
+        """Leave; closing twice is harmless."""
+        self._closed = True
+        await self._unlink()
+
+    async def _linked(self) -> _Link:
+        if self._link is not None and self._link.lost:
+            await self._unlink()
+        if self._link is None:
+            self._link = _Link(self._broker, self._topics, self._tls, self._timeout_s)
+            try:
+                await self._link.open()
+            except BaseException:
+                await self._unlink()
+                raise
+        return self._link
+
+    async def _unlink(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+
+    def _no_answer(self, *, acknowledged: bool) -> str:
+        if acknowledged:
+            return (
+                f"broker {self._broker} took the batch and no receipt came in"
+                f" {self._timeout_s:g} s: is the billing server running?"
+            )
+        return f"broker {self._broker} did not answer in {self._timeout_s:g} s: is it reachable?"
+
+
+class _Link:
+    """One connection, from its making to its loss; used once."""
+
+    def __init__(
+        self, broker: Broker, topics: NodeTopics, tls: ssl.SSLContext | None, timeout_s: float
+    ) -> None:
+        self._broker = broker
+        self._topics = topics
+        self._client_id = broker.client_id or topics.node
+        self._loop = asyncio.get_running_loop()
+        self._connected: asyncio.Future[None] = self._loop.create_future()
+        self._subscribed: asyncio.Future[None] = self._loop.create_future()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._started = False
+        self._answer: tuple[bytes, asyncio.Future[bytes]] | None = None
+        self._mid: int | None = None
+        self.acknowledged = False
+        self.lost = False
+        self._client = client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            protocol=MQTTProtocolVersion.MQTTv5,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = timeout_s
+        if broker.username is not None:
+            client.username_pw_set(broker.username, broker.password)
+        if tls is not None:
+            client.tls_set_context(tls)
+        client.on_connect = self._heard(self._take_connect)
+        client.on_subscribe = self._heard(self._take_subscribe)
+        client.on_publish = self._heard(self._take_publish)
+        client.on_disconnect = self._heard(self._take_disconnect)
+        client.on_message = self._heard(self._take_message)
+
+    async def open(self) -> None:
+        """Connect and subscribe, or raise `LineUnavailableError`."""
+        limits = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # as paho has it
+        limits.MaximumPacketSize = _RECEIPT_BYTES_MAX
+        try:
+            await asyncio.to_thread(
+                self._client.connect,
+                self._broker.host,
+                self._broker.port,
+                _KEEPALIVE_S,
+                # Receipts are matched to what is in flight; old ones would be of no use.
+                clean_start=True,
+                properties=limits,
+            )
+        except (OSError, ValueError) as error:
+            raise LineUnavailableError(
+                f"broker {self._broker} cannot be reached ({error}): is it running, and is"
+                " mqtt.host and mqtt.port its address?"
+            ) from error
+        self._client.loop_start()
+        self._started = True
+        await self._connected
+        result, _mid = self._client.subscribe(self._topics.ack, qos=1)
+        if result != MQTT_ERR_SUCCESS:
+            raise LineUnavailableError(f"broker {self._broker} was lost while subscribing")
+        await self._subscribed
+
+    async def ask(self, batch: bytes, correlation: bytes) -> bytes:
+        """Publish and wait for what comes back for it."""
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._answer, self.acknowledged = (correlation, answer), False
+        about = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # as paho has it
+        about.ContentType = CONTENT_TYPE
+        about.ResponseTopic = self._topics.ack
+        about.CorrelationData = correlation
+        try:
+            sent = self._client.publish(self._topics.usage, batch, qos=1, properties=about)
+            if sent.rc != MQTT_ERR_SUCCESS:
+                self.lost = True
+                raise LineUnavailableError(f"broker {self._broker} was lost: is it running?")
+            self._mid = sent.mid
+            return await answer
+        finally:
+            self._answer, self._mid = None, None
+
+    async def close(self) -> None:
+        """End the connection and its thread."""
+        self.lost = True
+        self._client.disconnect()
+        if not self._started:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                await asyncio.shield(self._gone)
+        # Without a socket paho's thread has to end, however full its buffers are.
+        if isinstance(sock := self._client.socket(), socket.socket):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.to_thread(self._client.loop_stop)
+
+    def _heard(self, take: Callable[..., None]) -> Callable[..., None]:
+        """Hand what paho's thread hears to the event loop; this cannot raise."""
+
+        def hand_over(_client: Client, _userdata: Any, *heard: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # The loop has ended.
+                self._loop.call_soon_threadsafe(take, *heard)
+
+        return hand_over
+
+    def _take_connect(self, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.value < _FAILURE:
+            _settle(self._connected)
+            return
+        self._fail(
+            f"broker {self._broker} refuses us ({reason}):"
+            " check mqtt.username, QCNODE_MQTT_PASSWORD and the certificate"
+        )
+
+    def _take_subscribe(self, _mid: int, reasons: list[Any], _properties: Any) -> None:
+        refused = [reason for reason in reasons if reason.value >= _FAILURE]
+        if not refused:
+            _settle(self._subscribed)
+            return
+        self._fail(
+            f"broker {self._broker} does not let us read {self._topics.ack} ({refused[0]}):"
+            " allow it to this node"
+        )
+
+    def _take_publish(self, mid: int, reason: Any, _properties: Any) -> None:
+        if mid != self._mid or self._answer is None:
+            return
+        if reason.value == _NO_SUBSCRIBERS:
+            self._fail_answer(
+                f"nobody at broker {self._broker} listens to {self._topics.usage}:"
+                " start the billing server"
+            )
+        elif reason.value >= _FAILURE:
+            self._fail_answer(
+                f"broker {self._broker} does not take {self._topics.usage} ({reason}):"
+                " allow it to this node"
+            )
+        else:
+            self.acknowledged = True
+
+    def _take_message(self, message: MQTTMessage) -> None:
+        correlation = getattr(message.properties, "CorrelationData", None)
+        if self._answer is None or correlation != self._answer[0]:
+            log.debug("a receipt nobody waits for", topic=message.topic)
+            return
+        if not self._answer[1].done():
+            self._answer[1].set_result(bytes(message.payload))
+
+    def _take_disconnect(self, _flags: Any, reason: Any, _properties: Any) -> None:
+        # Mosquitto 2.0 does not say so when another client takes our id over.
+        self._fail(
+            f"broker {self._broker} was lost ({reason}): is it running, and does no other client"
+            f" use our id {self._client_id}?"
+        )
+        _settle(self._gone)
+
+    def _fail(self, words: str) -> None:
+        self.lost = True
+        for waiting in (self._connected, self._subscribed):
+            if not waiting.done():
+                waiting.set_exception(LineUnavailableError(words))
+                waiting.exception()  # Whoever waits will raise it; nobody need.
+        self._fail_answer(words)
+
+    def _fail_answer(self, words: str) -> None:
+        if self._answer is not None and not self._answer[1].done():
+            self._answer[1].set_exception(LineUnavailableError(words))
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _tls(broker: Broker) -> ssl.SSLContext | None:
+    if broker.ca_file is None:
+        if broker.cert_file is not None:
+            raise SettingsError("mqtt.cert_file is set and mqtt.ca_file is not: set both")
+        return None
+    try:
+        context = ssl.create_default_context(cafile=broker.ca_file)
+        if broker.cert_file is not None:
+            context.load_cert_chain(broker.cert_file, broker.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            f"mqtt.ca_file, cert_file, key_file: cannot be used ({error}): are they PEM files?"
+        ) from error
+    return context

@@ -1,0 +1,257 @@
+"""ModelManifest: what a released model promises, and how to see that it is unchanged.
+
+A release is a folder: `manifest.json`, the model, golden frames. The manifest names
+every other file by its SHA-256. Reading is strict, because a manifest half understood
+is a promise half kept: an unknown key, a wrong type or another digest is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003  # pydantic reads it while the program runs
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from qcnode.domain import Limits
+from qcnode.errors import ManifestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE_NAME: Final = "manifest.json"
+_BYTES_MAX: Final = 16 * 1024 * 1024
+_STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureInput:
+    """The pictures the model takes: RGB, uint8, height x width x 3.
+
+    Height and width are those of teaching; None where teaching pictures differed, and
+    then any size is taken. Everything else is done inside the graph.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: str
+    layout: Literal["uint8 RGB HWC"]
+    height: int | None
+    width: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOutputs:
+    """The names of score and anomaly map in the graph, and the grid of the map."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    score: str
+    heat: str
+    heat_rows: int
+    heat_columns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitPromise:
+    """One limit and what is promised of it; no `alpha`, no guarantee."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    value: float | None
+    alpha: float | None
+    n: int
+    needed: int
+    guarantee: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskRow:
+    """What asking about more parts buys, on the calibration parts.
+
+    Shares are of all parts at the manifest's prevalence; `risk` is the share of wrong
+    verdicts among all parts, with every asked part answered rightly.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    accept_below: float
+    reject_from: float
+    escalation_rate: float
+    risk: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaughtFrom:
+    """The pictures behind the model, by count and digest."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: str
+    sha256: str
+    taught: int
+    calibrated: int
+    defects: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedFile:
+    """One file of the release."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenFrame:
+    """A picture whose score is known, judged again at every load."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    path: str
+    label: str
+    score: float
+    heat_max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelManifest:
+    """All a node must know of a model before it lets it judge."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    schema_version: Literal[1]
+    name: str
+    created_at: datetime
+    family: str
+    model: str
+    input: PictureInput
+    outputs: ModelOutputs
+    labels: tuple[str, ...]
+    accept_below: LimitPromise
+    reject_from: LimitPromise
+    prevalence: float
+    risk_coverage: tuple[RiskRow, ...]
+    taught_from: TaughtFrom
+    good_scores: tuple[float, ...]
+    """Scores of the calibration parts: what p-values are counted against."""
+    golden: tuple[GoldenFrame, ...]
+    golden_tolerance: float
+    """How far a golden score may move, as a share of it."""
+    files: tuple[ReleasedFile, ...]
+
+    def __post_init__(self) -> None:
+        if self.created_at.utcoffset() is None:
+            raise ValueError("created_at must carry its offset from UTC")
+        paths = [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a file is listed twice")
+        for path in (self.model, *(frame.path for frame in self.golden)):
+            if path not in paths:
+                raise ValueError(f"{path} is not among the files")
+        for path in paths:
+            pure = PurePosixPath(path)
+            if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path:
+                raise ValueError(f"{path} does not lie inside the release")
+
+    @property
+    def version(self) -> str:
+        """Name and digest of the model, as verdicts are recorded under."""
+        digest = next(file.sha256 for file in self.files if file.path == self.model)
+        return f"{self.name}@{digest[:12]}"
+
+    @property
+    def limits(self) -> Limits:
+        """The two limits `judge` works with."""
+        return Limits(accept_below=self.accept_below.value, reject_from=self.reject_from.value)
+
+
+def load_manifest(folder: Path) -> ModelManifest:
+    """Read the manifest of the release in `folder`; its files are not looked at yet."""
+    path = folder / FILE_NAME
+    text = _read_inside(folder, FILE_NAME, bytes_max=_BYTES_MAX)
+    try:
+        json.loads(text, object_pairs_hook=_refuse_doubles, parse_constant=_refuse_constant)
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise ManifestError(f"{path}: {where}: {first['msg']}: teach or fetch it anew") from error
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(
+            f"{path}: not the JSON of a manifest ({error}): fetch it anew"
+        ) from error
+
+
+def dump_manifest(manifest: ModelManifest) -> bytes:
+    """Return the manifest as the JSON that `load_manifest` reads."""
+    return _ADAPTER.dump_json(manifest, indent=1) + b"\n"
+
+
+def read_verified(folder: Path, manifest: ModelManifest) -> dict[str, bytes]:
+    """Return every file of the release by its path, each proven by its digest.
+
+    What was proven is what is returned, so nothing can change between the two.
+    """
+    contents: dict[str, bytes] = {}
+    for file in manifest.files:
+        data = _read_inside(folder, file.path, bytes_max=file.bytes)
+        if len(data) != file.bytes or digest(data) != file.sha256:
+            raise ManifestError(
+                f"{folder / file.path}: digest does not match {FILE_NAME}: teach or fetch it anew"
+            )
+        contents[file.path] = data
+    return contents
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_inside(folder: Path, name: str, *, bytes_max: int) -> bytes:
+    """Read a plain file of the release: a link may lead anywhere, so none is followed."""
+    path = folder
+    for part in PurePosixPath(name).parts:
+        path = path / part
+        if path.is_symlink():
+            raise ManifestError(f"{path}: a link, and a release holds none: copy the file itself")
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as stream:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise ManifestError(f"{path}: not a file of its own: copy it into the release")
+            if status.st_size > bytes_max:
+                raise ManifestError(
+                    f"{path}: {status.st_size} bytes, {bytes_max} expected: teach or fetch it anew"
+                )
+            return stream.read(bytes_max + 1)
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be read ({error.strerror}): name a folder made by `qcnode teach`"
+        ) from error
+
+
+def _refuse_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"a key stands twice among {sorted(keys)}")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+_ADAPTER: Final = TypeAdapter(ModelManifest)

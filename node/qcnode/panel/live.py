@@ -1,0 +1,232 @@
+"""The live stream: one WebSocket per tab, the newest part and what changed beside it.
+
+The line is never touched: the hub looks at the last part a few times a second, and
+only while somebody watches. A message is made once per part and the same bytes go to
+everybody. A slow tab is sent less, never later: at most two pictures are on their
+way to it, and what it missed in the meantime is not made up for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from qcnode.panel import pictures, view
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from concurrent.futures import Executor
+
+    from qcnode.panel.sources import About, LiveView
+
+log = structlog.get_logger()
+
+LOOK_S = 0.04
+"""How often the line's last part is looked at; it bounds pictures to 25 a second."""
+STATE_S = 0.5
+"""How often figures are read; a browser gives the node up after five times that."""
+IN_FLIGHT_MAX = 2
+VIEWERS_MAX = 32
+SEND_MAX_S = 10.0
+TRY_AGAIN_LATER = 1013
+
+
+class Viewer:
+    """One tab: what it was sent, and what of that it has painted."""
+
+    def __init__(self) -> None:
+        self.visible = False
+        self.news = asyncio.Event()
+        self.sent_seq = 0
+        self.state_rev = 0
+        self._unpainted: deque[int] = deque()
+
+    def may_take(self) -> bool:
+        """Say whether another picture may go on its way."""
+        return self.visible and len(self._unpainted) < IN_FLIGHT_MAX
+
+    def sent(self, seq: int) -> None:
+        """Note a picture on its way."""
+        self.sent_seq = seq
+        self._unpainted.append(seq)
+
+    def painted(self, seq: int) -> None:
+        """Note that the tab painted this picture, or a later one instead."""
+        while self._unpainted and self._unpainted[0] <= seq:
+            self._unpainted.popleft()
+
+    def shown(self, *, visible: bool) -> None:
+        """Note that the tab came to the front, or left it; what was on its way is forgotten."""
+        self.visible = visible
+        self._unpainted.clear()
+
+
+class LiveHub:
+    """Knows the newest part and the newest state, and wakes the tabs that lack them."""
+
+    def __init__(
+        self,
+        *,
+        station_live: Callable[[], LiveView | None],
+        about: About,
+        state: Callable[[], Awaitable[view.Json]],
+        threads: Executor,
+    ) -> None:
+        self._station_live = station_live
+        self._about = about
+        self._state = state
+        self._threads = threads
+        self._viewers: set[Viewer] = set()
+        self._watched = asyncio.Event()
+        self._stale = asyncio.Event()
+        self._newest: bytes | None = None
+        self._newest_seq = 0
+        self._newest_id: str | None = None
+        self._sections: view.Json = {}
+        self._section_revs: dict[str, int] = {}
+        self._rev = 0
+
+    async def run(self) -> None:
+        """Follow line and books until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_line())
+            tasks.create_task(self._follow_state())
+
+    def viewers(self) -> int:
+        """Return how many tabs are open."""
+        return len(self._viewers)
+
+    def poke(self) -> None:
+        """Have the state read now, because something was just decided."""
+        self._stale.set()
+
+    async def serve(self, socket: WebSocket) -> None:
+        """Serve one tab until it goes away."""
+        await socket.accept()
+        if len(self._viewers) >= VIEWERS_MAX:
+            await socket.close(TRY_AGAIN_LATER, "too many open panels")
+            return
+        viewer = Viewer()
+        self._viewers.add(viewer)
+        self._watched.set()
+        self._stale.set()
+        viewer.news.set()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._send(socket, viewer))
+                tasks.create_task(self._receive(socket, viewer))
+        except* (WebSocketDisconnect, TimeoutError):
+            pass  # Gone, or as good as gone; a tab comes back by itself.
+        finally:
+            self._viewers.discard(viewer)
+            if not self._viewers:
+                self._forget()
+
+    async def _send(self, socket: WebSocket, viewer: Viewer) -> None:
+        while True:
+            await viewer.news.wait()
+            viewer.news.clear()
+            async with asyncio.timeout(SEND_MAX_S):
+                if viewer.state_rev < self._rev:
+                    since, viewer.state_rev = viewer.state_rev, self._rev
+                    await socket.send_text(self._delta(since))
+                newest, seq = self._newest, self._newest_seq
+                if newest is not None and viewer.sent_seq < seq and viewer.may_take():
+                    viewer.sent(seq)
+                    await socket.send_bytes(newest)
+
+    async def _receive(self, socket: WebSocket, viewer: Viewer) -> None:
+        while True:
+            try:
+                _note(viewer, json.loads(await socket.receive_text()))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                await socket.close(1008, "not a message of the panel")
+                raise WebSocketDisconnect(1008) from None
+            viewer.news.set()
+
+    async def _follow_line(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._watched.wait()
+            live = self._station_live()
+            if (
+                live is not None
+                and live.inspection.id != self._newest_id
+                and any(viewer.may_take() for viewer in self._viewers)
+            ):
+                seq = self._newest_seq + 1
+                self._newest = await loop.run_in_executor(self._threads, self._pack, live, seq)
+                self._newest_seq, self._newest_id = seq, live.inspection.id
+                self._wake()
+            await asyncio.sleep(LOOK_S)
+
+    def _pack(self, live: LiveView, seq: int) -> bytes:
+        limits = self._about.limits
+        header: dict[str, Any] = {
+            "seq": seq,
+            "part": view.part(live, limits, zone=self._about.zone),
+        }
+        pixels = None if live.frame is None else live.frame.pixels
+        return pictures.pack(header, pixels=pixels, prediction=live.prediction, limits=limits)
+
+    async def _follow_state(self) -> None:
+        while True:
+            await self._watched.wait()
+            self._stale.clear()
+            state = await self._state()
+            news = view.changed(self._sections, state)
+            if news:
+                self._rev += 1
+                self._sections = state
+                self._section_revs |= dict.fromkeys(news, self._rev)
+                self._wake()
+            try:
+                async with asyncio.timeout(STATE_S):
+                    await self._stale.wait()
+            except TimeoutError:
+                continue
+
+    def _delta(self, since: int) -> str:
+        sections = {
+            name: value
+            for name, value in self._sections.items()
+            if self._section_revs[name] > since
+        }
+        return json.dumps(
+            {"rev": self._rev, "sections": sections}, ensure_ascii=False, allow_nan=False
+        )
+
+    def _forget(self) -> None:
+        """Rest until somebody watches again; what was known then is old by that time."""
+        self._watched.clear()
+        self._newest = self._newest_id = None
+        self._sections = {}
+
+    def _wake(self) -> None:
+        for viewer in self._viewers:
+            viewer.news.set()
+
+
+def _note(viewer: Viewer, said: dict[str, Any]) -> None:
+    if said["type"] == "painted":
+        viewer.painted(int(said["seq"]))
+    elif said["type"] == "shown":
+        viewer.shown(visible=bool(said["visible"]))
+    else:
+        raise ValueError(said["type"])
+
+
+def router(hub: LiveHub) -> APIRouter:
+    """Return the one route of the live stream."""
+    routes = APIRouter()
+
+    @routes.websocket("/ws")
+    async def live(socket: WebSocket) -> None:
+        await hub.serve(socket)
+
+    return routes

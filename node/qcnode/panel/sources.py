@@ -1,0 +1,123 @@
+"""What the panel needs to know, and from whom; `main` brings things that fit.
+
+The desk is asked on the loop the panel runs on and must answer from memory. The
+journal and the ledger are asked from the panel's own threads and may take a while:
+until they answer, the panel shows dashes. Nothing here can reach the line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime, tzinfo
+
+    from qcnode.domain import (
+        Counts,
+        Escalation,
+        Fault,
+        Finding,
+        Frame,
+        Inspection,
+        Limits,
+        Prediction,
+        Ruling,
+    )
+
+
+class LiveView(Protocol):
+    """The last part that was judged, all of one piece: picture, score and verdict."""
+
+    @property
+    def frame(self) -> Frame | None:
+        """The picture; None where the camera gave none."""
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """The score and its heat map; None where there is no evidence."""
+
+    @property
+    def inspection(self) -> Inspection:
+        """What was said of the part, and done with it."""
+
+
+class JournalView(Protocol):
+    """What happened to parts. Each of these may raise `JournalUnavailableError`."""
+
+    def counts(self) -> Counts:
+        """Return how the parts came out."""
+
+    def recent(self, limit: int) -> Sequence[Inspection | Fault]:
+        """Return the last outcomes, newest last."""
+
+    def picture(self, inspection_id: str) -> bytes | None:
+        """Return the encoded picture of an inspection, if it is kept."""
+
+    def heat(self, inspection_id: str) -> bytes | None:
+        """Return the heat map over the whole picture as a grey PNG, if it is kept."""
+
+
+class WaitingView(Protocol):
+    """An escalation that waits for a ruling, and what was said of it so far."""
+
+    @property
+    def escalation(self) -> Escalation:
+        """The question."""
+
+    @property
+    def proposal(self) -> Ruling | None:
+        """An answer that is not binding: it waits for a person to confirm or overrule it."""
+
+    @property
+    def with_agent(self) -> bool:
+        """Whether the agent is being asked just now; a person may still be faster."""
+
+
+class DeskView(Protocol):
+    """Who rules on undecided parts."""
+
+    def waiting(self) -> Sequence[WaitingView]:
+        """Return what waits, from memory."""
+
+    async def settle(
+        self,
+        escalation_id: str,
+        finding: Finding,
+        *,
+        who: str,
+        defect_class: str | None,
+        reason: str,
+    ) -> Ruling:
+        """Put a person's finding on record.
+
+        Raises `RulingError` when the part is unknown or somebody was first, and
+        `JournalUnavailableError` when nothing can be put on record.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What this node is and promises, as the panel says it.
+
+    `guarantee` is the manifest's own text, one line for each promise kept or not
+    kept. `scripted` says that answers and prices come from the scripted provider
+    and nobody is charged. `zone` is the zone times are shown in, the machine's own
+    when None.
+    """
+
+    site: str
+    line: str
+    node: str
+    version: str
+    model: str
+    guarantee: str
+    limits: Limits
+    provider: str | None
+    provider_model: str | None
+    scripted: bool
+    currency: str
+    budget: str
+    started_at: datetime
+    zone: tzinfo | None = None

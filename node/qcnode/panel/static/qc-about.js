@@ -1,0 +1,20 @@
+/** Which model judges, and which guarantee holds. */
+import { DASH, el } from "./dom.js";
+import { QcElement } from "./element.js";
+
+export class QcAbout extends QcElement {
+  static section = "about";
+
+  /** @param {any} about */
+  render(about) {
+    const provider = el("p", { class: "fine" }, `Provider: ${about?.provider ?? DASH} `);
+    if (about?.scripted) provider.append(el("span", { class: "chip" }, about.scripted));
+    this.replaceChildren(
+      el("h2", {}, "Model and guarantee"),
+      el("p", { class: "model" }, about?.model ?? DASH),
+      el("p", { class: "guarantee" }, about?.guarantee ?? DASH),
+      provider,
+      el("p", { class: "fine" }, `qcnode ${about?.version ?? DASH} since ${about?.since ?? DASH}`),
+    );
+  }
+}

@@ -1,0 +1,28 @@
+/** How the parts of the node are doing, in their own words. */
+import { DASH, el } from "./dom.js";
+import { QcElement } from "./element.js";
+import { shape } from "./shapes.js";
+
+export class QcHealth extends QcElement {
+  static section = "health";
+
+  /** @param {any} health */
+  render(health) {
+    const list = el("ul", {});
+    for (const row of health?.rows ?? []) {
+      const words = el("span", { class: "words" }, row.words);
+      if (row.note) words.prepend(el("span", { class: "chip" }, row.note), " ");
+      list.append(
+        el(
+          "li",
+          { class: `${row.state}${row.needed ? " needed" : ""}`, "data-component": row.component },
+          shape(row.state),
+          el("b", {}, row.component),
+          words,
+          el("time", {}, row.since ? `since ${row.since}` : DASH),
+        ),
+      );
+    }
+    this.replaceChildren(el("h2", {}, "Health"), health ? list : el("p", { class: "dash" }, DASH));
+  }
+}

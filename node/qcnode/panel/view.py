@@ -1,0 +1,337 @@
+"""What the panel shows, made from what is known: words, numbers and places on a scale.
+
+Pure, and the only place where anything is computed for the screen: the browser
+draws what it is given. Whatever is not known is None and shown as a dash, never as
+zero. Money keeps its exact pico-units beside the rounded words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from qcnode.domain import Decider, Fault, Finding, Inspection, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime, timedelta, tzinfo
+
+    from qcnode.domain import Counts, LedgerTotals, Limits, Ruling
+    from qcnode.health import Health
+    from qcnode.panel.sources import About, LiveView, WaitingView
+
+Json: TypeAlias = dict[str, Any]
+
+STRIP_MAX = 120
+"""How many of the last parts the strip shows."""
+WAITING_SHOWN_MAX = 25
+"""How many waiting parts a browser is told of; the rest follow as these are settled."""
+EXPECTED = ("camera", "model", "line", "journal", "ledger", "billing", "provider")
+"""Components every node has, in the order they are shown; silence of one is shown too."""
+
+PICO = 10**12
+MICRO_PER_UNIT = 10**6
+PICO_PER_MICRO = PICO // MICRO_PER_UNIT
+
+_VERDICTS = {
+    Verdict.OK: ("ok", "OK"),
+    Verdict.NOT_OK: ("not_ok", "NOT OK"),
+    Verdict.NOT_DECIDABLE: ("not_decidable", "NOT DECIDABLE"),
+    Verdict.UNDEFINED: ("undefined", "UNDEFINED"),
+}
+_FINDINGS = {
+    Finding.GOOD: ("good", "Good part"),
+    Finding.DEFECTIVE: ("defective", "Reject part"),
+    Finding.UNSURE: ("unsure", "Not sure"),
+}
+SCRIPTED = "scripted provider"
+
+
+def part(live: LiveView, limits: Limits, *, zone: tzinfo | None) -> Json:
+    """Describe the current part; this travels with its picture, in one message."""
+    inspection, frame = live.inspection, live.frame
+    kind, word = _VERDICTS[inspection.verdict]
+    return {
+        "id": inspection.id,
+        "number": inspection.trigger_seq,
+        "part_id": inspection.part_id,
+        "camera": None if frame is None else frame.camera,
+        "name": None if frame is None else frame.name,
+        "verdict": {"kind": kind, "word": word},
+        "action": inspection.action.value,
+        "reason": inspection.reason,
+        "scale": scale(inspection.score, limits),
+        "latency": f"{inspection.latency_us / 1000:.1f} ms",
+        "captured": clock(inspection.captured_at, zone, millis=True),
+        "model": inspection.model,
+    }
+
+
+def scale(score: float | None, limits: Limits) -> Json:
+    """Place a score between pass, ask and reject, from 0 (left) to 1 (right).
+
+    The scale hangs on the limits alone, so it stands still while parts pass. A
+    limit that was not earned leaves its zone out. A score off the scale is put at
+    its end and said to be `beyond`.
+    """
+    known = sorted(
+        limit for limit in (limits.accept_below, limits.reject_from) if limit is not None
+    )
+    digits = _digits([*known, *([] if score is None else [score])])
+    if not known:
+        low, high = (0.0, 2 * abs(score) or 1.0) if score is not None else (0.0, 1.0)
+    else:
+        room = max(known[-1] - known[0], abs(known[-1]) / 4) or 1.0
+        low, high = known[0] - room, known[-1] + room
+
+    def place(value: float) -> float:
+        return round(min(max((value - low) / (high - low), 0.0), 1.0), 4)
+
+    # As `judge` does: where the limits cross, everything between them is asked about.
+    accept = None if limits.accept_below is None else known[0]
+    reject = None if limits.reject_from is None else known[-1]
+    return {
+        "score": None if score is None else f"{score:.{digits}f}",
+        "at": None if score is None else place(score),
+        "beyond": score is not None and not low <= score <= high,
+        "accept": None if accept is None else {"at": place(accept), "text": f"{accept:.{digits}f}"},
+        "reject": None if reject is None else {"at": place(reject), "text": f"{reject:.{digits}f}"},
+    }
+
+
+def counters(counts: Counts | None) -> Json | None:
+    """Return the counters with thousands set apart; None where they are not known."""
+    if counts is None:
+        return None
+    return {
+        name: grouped(getattr(counts, name))
+        for name in (
+            "parts",
+            "ok",
+            "not_ok",
+            "not_decidable",
+            "undefined",
+            "faults",
+            "escalated",
+            "ruled",
+            "waiting",
+        )
+    }
+
+
+def strip(recent: Sequence[Inspection | Fault] | None) -> Json | None:
+    """Return the last outcomes, oldest first, and the same in one sentence."""
+    if recent is None:
+        return None
+    kinds = [_kind(outcome) for outcome in recent[-STRIP_MAX:]]
+    tally = Counter(kinds)
+    words = dict(_VERDICTS.values()) | {"fault": "faults"}
+    spoken = ", ".join(f"{tally[kind]} {word}" for kind, word in words.items() if tally[kind])
+    return {"kinds": kinds, "words": f"last {len(kinds)} parts: {spoken or 'none yet'}"}
+
+
+def waiting(desk: Sequence[WaitingView], about: About, *, now: datetime) -> Json:
+    """Return the parts a person can rule on, oldest first, and how many there are."""
+    oldest_first = sorted(desk, key=lambda one: (one.escalation.opened_at, one.escalation.id))
+    return {
+        "total": len(oldest_first),
+        "oldest": age(now - oldest_first[0].escalation.opened_at) if oldest_first else None,
+        "parts": [_waiting_part(one, about, now) for one in oldest_first[:WAITING_SHOWN_MAX]],
+    }
+
+
+def money(
+    totals: LedgerTotals | None, about: About, *, budget_left: int | None, confirmed: int | None
+) -> Json:
+    """Return the books in one look. Measured, held and unpriced are never added up."""
+    view: Json = {"scripted": SCRIPTED if about.scripted else None}
+    if totals is None:
+        return view | {"known": False}
+    currencies = sorted({*totals.cost_pico, *totals.held_pico, about.currency})
+    waits = None if confirmed is None else max(0, totals.entries - confirmed)
+    return view | {
+        "known": True,
+        "rows": [
+            {
+                "currency": currency,
+                "measured": amount(totals.cost_pico.get(currency, 0)),
+                "measured_pico": str(totals.cost_pico.get(currency, 0)),
+                "held": amount(totals.held_pico.get(currency, 0)),
+                "held_pico": str(totals.held_pico.get(currency, 0)),
+            }
+            for currency in currencies
+        ],
+        "attempts": grouped(totals.attempts),
+        "open": totals.open,
+        "indeterminate": totals.indeterminate,
+        "unpriced": totals.unpriced,
+        "unpriced_words": f"{totals.unpriced} request{'' if totals.unpriced == 1 else 's'}",
+        "input_tokens": grouped(totals.input_tokens),
+        "output_tokens": grouped(totals.output_tokens),
+        "left": f"{about.currency} {amount(budget_left)} of {about.budget}"
+        if budget_left is not None
+        else "no limit set",
+        "spent_out": budget_left is not None and budget_left <= 0,
+        "entries": totals.entries,
+        "unconfirmed": waits,
+        "unconfirmed_words": None if waits is None else f"{waits} of {totals.entries}",
+    }
+
+
+def grouped(count: int) -> str:
+    """Write a whole number with its thousands set apart."""
+    return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def amount(pico: int) -> str:
+    """Write pico-units as units with six decimals; what rounds to nothing is no zero."""
+    sign, pico = ("\N{MINUS SIGN}", -pico) if pico < 0 else ("", pico)
+    micro = (pico + PICO_PER_MICRO // 2) // PICO_PER_MICRO
+    if pico and not micro:
+        return f"{sign}< 0.000001"
+    return f"{sign}{micro // MICRO_PER_UNIT}.{micro % MICRO_PER_UNIT:06d}"
+
+
+def health(board: Sequence[Health], about: About, *, now: datetime) -> Json:
+    """Return every component in words, and the one the strip at the top speaks of."""
+    known = {one.component: one for one in board}
+    names = [*EXPECTED, *(name for name in known if name not in EXPECTED)]
+    if about.provider is None:
+        names = [name for name in names if name != "provider" or name in known]
+    rows = []
+    for name in names:
+        one = known.get(name)
+        rows.append(
+            {
+                "component": name,
+                "state": "silent" if one is None else "well" if one.ok else "unwell",
+                "needed": one is not None and one.needed,
+                "words": "has not reported yet" if one is None else one.words,
+                "since": None if one is None else clock(one.since, about.zone, near=now),
+                "note": SCRIPTED if name == "provider" and about.scripted else None,
+            }
+        )
+    unwell = [one for one in board if not one.ok]
+    worst = min(unwell, key=lambda one: (not one.needed, one.since), default=None)
+    return {
+        "rows": rows,
+        "line_words": known["line"].words if "line" in known else None,
+        "alarm": None
+        if worst is None
+        else {
+            "needed": worst.needed,
+            "words": f"{worst.component}: {worst.words}",
+            "more": len(unwell) - 1,
+        },
+        # While the line stands no newer part can come, and the last one is no current one.
+        # A blind camera or a missing model still gives parts: each says so itself.
+        "line_well": all(one.ok for one in board if one.component == "line"),
+    }
+
+
+def about_words(about: About) -> Json:
+    """Return what this node is: names, model, guarantee, provider."""
+    provider = about.provider or "no provider"
+    if about.provider_model:
+        provider = f"{provider} · {about.provider_model}"
+    return {
+        "site": about.site,
+        "line": about.line,
+        "node": about.node,
+        "version": about.version,
+        "model": about.model,
+        "guarantee": about.guarantee,
+        "provider": provider,
+        "scripted": SCRIPTED if about.scripted else None,
+        "since": clock(about.started_at, about.zone, day=True),
+    }
+
+
+def pulse(now: datetime, about: About, live: LiveView | None) -> Json:
+    """Return what changes by itself: the clock, and how old the current part is."""
+    shown = None if live is None else age(now - live.inspection.captured_at)
+    return {"now": clock(now, about.zone), "part_age": shown}
+
+
+def ruled(ruling: Ruling) -> str:
+    """Say what a ruling did, in one sentence."""
+    if ruling.disposition is None:
+        return f"{ruling.part_id}: not sure, noted. The part goes on waiting."
+    word = _FINDINGS[ruling.finding][1]
+    return f"{ruling.part_id}: {word.lower()}, {ruling.disposition.value.lower()}. By {ruling.who}."
+
+
+def age(span: timedelta) -> str:
+    """Say a span of time as people say it; one that lies ahead counts as nothing."""
+    seconds = max(0.0, span.total_seconds())
+    if seconds < 10:  # noqa: PLR2004  # tenths only tell something while they are seen to move
+        return f"{seconds:.1f} s"
+    if seconds < 60:  # noqa: PLR2004  # seconds in a minute
+        return f"{int(seconds)} s"
+    minutes, seconds = divmod(int(seconds), 60)
+    if minutes < 60:  # noqa: PLR2004  # minutes in an hour
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:  # noqa: PLR2004  # up to two days hours say more
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} days"
+
+
+def clock(
+    at: datetime,
+    zone: tzinfo | None,
+    *,
+    millis: bool = False,
+    day: bool = False,
+    near: datetime | None = None,
+) -> str:
+    """Write a time of day in `zone`, with its date when asked or when `near` is another day."""
+    local = at.astimezone(zone)
+    text = local.strftime("%H:%M:%S") + (f".{local.microsecond // 1000:03d}" if millis else "")
+    other_day = near is not None and near.astimezone(zone).date() != local.date()
+    return f"{local:%Y-%m-%d} {text}" if day or other_day else text
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Json:
+    """Return the sections of `new` that differ from `old`."""
+    return {name: value for name, value in new.items() if name not in old or old[name] != value}
+
+
+def _kind(outcome: Inspection | Fault) -> str:
+    return "fault" if isinstance(outcome, Fault) else _VERDICTS[outcome.verdict][0]
+
+
+def _waiting_part(one: WaitingView, about: About, now: datetime) -> Json:
+    escalation = one.escalation
+    return {
+        "id": escalation.id,
+        "part_id": escalation.part_id,
+        "reason": escalation.reason,
+        "scale": scale(escalation.score, about.limits),
+        "age": age(now - escalation.opened_at),
+        "expires": age(escalation.expires_at - now),
+        "with_agent": one.with_agent,
+        "proposal": None if one.proposal is None else _proposal(one.proposal, about),
+    }
+
+
+def _proposal(ruling: Ruling, about: About) -> Json:
+    kind, word = _FINDINGS[ruling.finding]
+    by_agent = ruling.by is Decider.AGENT
+    return {
+        "kind": kind,
+        "word": word,
+        "who": ruling.who,
+        "by": SCRIPTED if by_agent and about.scripted else ruling.by.value,
+        "awaits": not ruling.binding and ruling.disposition is not None,
+        "reason": ruling.reason,
+        "defect_class": ruling.defect_class,
+        "confidence": None if ruling.confidence is None else f"{ruling.confidence:.0%}",
+    }
+
+
+def _digits(values: Sequence[float]) -> int:
+    """Return the decimals that give the largest of `values` about three figures."""
+    largest = max((abs(value) for value in values), default=1.0) or 1.0
+    return min(max(2 - math.floor(math.log10(largest)), 0), 9)

@@ -1,0 +1,125 @@
+"""What every line keeps to, the fake one included."""
+
+import pytest
+
+from qcnode.domain import Action, Disposition
+from qcnode.lines.virtual import Belt, UnknownParts, VirtualLine
+from tests.fakes import FakeClock, FakeLine, make_ids
+
+PARTS = 4
+
+
+class FakeBench:
+    """The fake line, and how time goes by for it."""
+
+    def __init__(self, _tmp_path):
+        self.line = FakeLine(FakeClock(), parts=PARTS)
+        self.triggers = self.line.triggers()
+
+    def next_trigger(self):
+        return next(self.triggers)
+
+    def roll(self):
+        self.line.roll()
+
+
+class VirtualBench:
+    """The virtual line, moved by hand: a part every 100 ms, the gate 500 ms on."""
+
+    def __init__(self, tmp_path):
+        self._clock = FakeClock()
+        self.line = VirtualLine(
+            parts=UnknownParts(),
+            belt=Belt(period_ms=100.0, speed_mm_per_s=500.0, gate_mm=250.0, guard_ms=30.0),
+            world=tmp_path / "world.log",
+            count=PARTS,
+            seed=1,
+            now=self._clock.now,
+            new_id=make_ids(),
+            clock_ns=self._clock.ns,
+            by_hand=True,
+        )
+        self.triggers = self.line.triggers()
+        self.line.step(self._clock.ns())
+        self._clock.advance(20)
+
+    def next_trigger(self):
+        self._clock.advance(100)
+        self.line.step(self._clock.ns())
+        return next(self.triggers)
+
+    def roll(self):
+        self._clock.advance(501)
+        self.line.step(self._clock.ns())
+
+
+BENCHES = {"fake": FakeBench, "virtual": VirtualBench}
+
+
+@pytest.fixture(params=BENCHES)
+def bench(request, tmp_path):
+    return BENCHES[request.param](tmp_path)
+
+
+def test_triggers_are_counted_from_one_without_gaps_and_parts_have_their_own_ids(bench):
+    assert bench.line.last_trigger() == 0
+    first, second = bench.next_trigger(), bench.next_trigger()
+
+    assert (first.seq, second.seq) == (1, 2)
+    assert first.part_id != second.part_id
+    assert first.at_ns < second.at_ns
+    assert first.at_ns < first.deadline_ns
+    assert bench.line.last_trigger() == 2
+
+
+@pytest.mark.parametrize("action", list(Action))
+def test_the_gate_does_what_was_set_in_time(bench, action):
+    trigger = bench.next_trigger()
+    assert bench.line.act(trigger, action)
+    bench.roll()
+
+    passage = bench.line.passages()[0]
+    assert (passage.trigger_seq, passage.part_id) == (trigger.seq, trigger.part_id)
+    assert (passage.action, passage.commanded) == (action, True)
+
+
+def test_the_last_action_set_in_time_stands(bench):
+    trigger = bench.next_trigger()
+    assert bench.line.act(trigger, Action.ACCEPT)
+    assert bench.line.act(trigger, Action.REJECT)
+    bench.roll()
+
+    assert bench.line.passages()[0].action is Action.REJECT
+
+
+def test_a_part_nobody_acted_on_is_diverted_and_nothing_changes_that_later(bench):
+    trigger = bench.next_trigger()
+    bench.roll()
+
+    assert not bench.line.act(trigger, Action.ACCEPT)
+    passage = bench.line.passages()[0]
+    assert (passage.action, passage.commanded) == (Action.DIVERT, False)
+
+
+def test_a_passage_is_told_once(bench):
+    bench.next_trigger()
+    bench.roll()
+
+    assert [passage.trigger_seq for passage in bench.line.passages()][:1] == [1]
+    assert 1 not in [passage.trigger_seq for passage in bench.line.passages()]
+
+
+def test_a_stopped_line_ends_its_triggers_and_its_gate_is_on_the_default(bench):
+    trigger = bench.next_trigger()
+    assert bench.line.act(trigger, Action.ACCEPT)
+    bench.line.stop()
+    bench.line.stop()
+
+    assert not bench.line.act(trigger, Action.ACCEPT)
+    passage = bench.line.passages()[0]
+    assert (passage.action, passage.commanded) == (Action.DIVERT, False)
+    assert list(bench.triggers) == []
+
+
+def test_a_disposition_is_taken(bench):
+    bench.line.dispose(bench.next_trigger().part_id, Disposition.RELEASE)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from qcnode.cli import models
+from qcnode.errors import QcError, SettingsError
+from qcnode.picture import read_picture
+
+
+@pytest.fixture
+def qcnode():
+    app = typer.Typer()
+    models.register(app)
+
+    def run(*words, fails=None):
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        if fails is None:
+            assert result.exit_code == 0, result.stderr
+        else:
+            assert isinstance(result.exception, fails)
+        return result
+
+    return run
+
+
+def test_teach_prints_both_limits_and_their_reasons(qcnode, plates, tmp_path):
+    result = qcnode("teach", plates, "--out", tmp_path / "m")
+    assert "passes below" in result.stdout
+    assert "rejects from" in result.stdout
+    assert "P(good part rejected) <= 0.05 (n = 19)" in result.stdout
+    assert "teach: good parts: 41" in result.stderr
+
+
+def test_teach_gives_advice_when_parts_are_few(qcnode, make_dataset, tmp_path):
+    data = make_dataset(tmp_path / "few", good=20, defects=0, tests=1)
+    shown = json.loads(qcnode("teach", data, "--out", tmp_path / "m", "--json").stdout)
+    assert shown["reject_from"]["value"] is None
+    assert "put 18 more pictures into train/good" in shown["advice"][0]
+    assert "label 9 more defects" in shown["advice"][1]
+
+
+def test_evaluate_prints_one_object(qcnode, plates, plate_release):
+    shown = json.loads(qcnode("evaluate", plate_release, plates, "--json").stdout)
+    assert shown.keys() >= {
+        "family",
+        "n",
+        "image_auroc",
+        "pixel_auroc",
+        "recall_at_1",
+        "recall_at_5",
+        "false_reject_rate",
+        "escape_rate",
+        "escalation_rate",
+        "certificate",
+        "risk_coverage",
+        "ms_per_frame",
+    }
+    assert "image AUROC" in qcnode("evaluate", plate_release, plates).stdout
+
+
+def test_inspect_judges_a_folder_and_goes_on_past_a_bad_picture(
+    qcnode, plates, plate_release, tmp_path
+):
+    folder = tmp_path / "in"
+    for kind in ("good", "scratch"):
+        (folder / kind).mkdir(parents=True)
+        for path in sorted((plates / "test" / kind).iterdir())[:5]:
+            (folder / kind / path.name).write_bytes(path.read_bytes())
+    (folder / "good" / "cut.png").write_bytes((folder / "good" / "000.png").read_bytes()[:900])
+    cv2.imwrite(str(folder / "small.png"), np.zeros((5, 5, 3), np.uint8))
+
+    table = tmp_path / "out.csv"
+    result = qcnode("inspect", folder, "--model", plate_release, "--csv", table, "--json")
+    shown = json.loads(result.stdout)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+
+    assert shown["n"] == len(rows) == sum(shown["verdicts"].values()) == 12
+    assert shown["verdicts"]["UNDEFINED"] == 2
+    assert {row["path"] for row in rows if row["verdict"] == "UNDEFINED"} == {
+        str(folder / "good" / "cut.png"),
+        str(folder / "small.png"),
+    }
+    assert all(float(row["score"]) > 0 for row in rows if row["verdict"] != "UNDEFINED")
+    assert "cut.png: ends too early" in result.stderr
+
+
+def test_inspect_judges_one_picture(qcnode, plates, plate_release):
+    picture = plates / "test" / "scratch" / "000.png"
+    shown = json.loads(qcnode("inspect", picture, "--model", plate_release, "--json").stdout)
+    assert shown["n"] == 1
+    assert shown["verdicts"]["UNDEFINED"] == 0
+
+
+def test_inspect_judges_every_frame_of_a_video(qcnode, plates, plate_release, tmp_path):
+    path = tmp_path / "belt.avi"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
+    assert video.isOpened()
+    for number in range(6):
+        video.write(read_picture(plates / "test" / "good" / f"{number:03d}.png")[:, :, ::-1])
+    video.release()
+
+    shown = json.loads(qcnode("inspect", path, "--model", plate_release, "--json").stdout)
+    assert shown["n"] == 6
+    assert shown["verdicts"]["UNDEFINED"] == 0
+    some = qcnode("inspect", path, "--model", plate_release, "--most", 2, "--json")
+    assert json.loads(some.stdout)["n"] == 2
+
+
+@pytest.mark.parametrize("make", ["missing", "missing.png", "empty", "text.mp4"])
+def test_a_source_without_pictures_is_named(qcnode, plate_release, tmp_path, make):
+    source = tmp_path / make
+    if make == "empty":
+        source.mkdir()
+    if make == "text.mp4":
+        source.write_text("no video")
+    result = qcnode("inspect", source, "--model", plate_release, fails=QcError)
+    assert str(source) in str(result.exception)
+
+
+def test_a_csv_that_cannot_be_written_is_named(qcnode, plates, plate_release, tmp_path):
+    table = tmp_path / "no" / "out.csv"
+    words = ("inspect", plates, "--model", plate_release, "--csv", table)
+    assert str(table) in str(qcnode(*words, fails=SettingsError).exception)

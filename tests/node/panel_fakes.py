@@ -1,0 +1,407 @@
+"""A whole node as the panel sees it, with switches for what can go wrong.
+
+The parts are rendered; each carries its number as bars at its upper edge and as the one
+hot cell of its heat map, so a test can see on the screen which part is shown.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import uvicorn
+
+from qcnode.cameras.virtual import RenderedParts
+from qcnode.domain import (
+    Action,
+    Counts,
+    Decider,
+    Escalation,
+    Fault,
+    Finding,
+    Frame,
+    Inspection,
+    LedgerEntry,
+    LedgerTotals,
+    Limits,
+    Prediction,
+    Ruling,
+    Verdict,
+)
+from qcnode.errors import JournalUnavailableError, LedgerUnavailableError, RulingError
+from qcnode.health import HealthBoard
+from qcnode.panel.app import create_panel, serve_config
+from qcnode.panel.sources import About
+from qcnode.policy import action_for, disposition_of, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from fastapi import FastAPI
+
+    from qcnode.domain import Disposition, LedgerFact, Receipt
+
+START = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
+LIMITS = Limits(accept_below=4.2, reject_from=7.5)
+BARS = 16
+GUARANTEE = (
+    "Of good parts at most 1 % are rejected (conformal, n = 212, alpha = 0.01).\n"
+    "No escape guarantee yet: 41 more labelled defects needed."
+)
+
+
+@dataclass(frozen=True)
+class Live:
+    frame: Frame | None
+    prediction: Prediction | None
+    inspection: Inspection
+
+
+@dataclass
+class Waiting:
+    escalation: Escalation
+    proposal: Ruling | None = None
+    with_agent: bool = False
+
+
+class FakeJournal:
+    def __init__(self):
+        self.tally = Counts()
+        self.outcomes: list[Inspection | Fault] = []
+        self.pictures: dict[str, bytes] = {}
+        self.heats: dict[str, bytes] = {}
+        self.broken = False
+        self.stuck = threading.Event()
+        self.stuck.set()
+
+    def counts(self):
+        self.stuck.wait(timeout=30)
+        if self.broken:
+            raise JournalUnavailableError("journal.db: disk full")
+        return self.tally
+
+    def recent(self, limit):
+        return self.outcomes[-limit:]
+
+    def picture(self, inspection_id):
+        return self.pictures.get(inspection_id)
+
+    def heat(self, inspection_id):
+        return self.heats.get(inspection_id)
+
+
+class FakeDesk:
+    def __init__(self, node):
+        self._node = node
+        self.open: dict[str, Waiting] = {}
+        self.rulings: list[Ruling] = []
+        self.calls = 0
+        self.broken = False
+        self.taken: set[str] = set()
+        """Escalations that somebody else settles at this very moment."""
+
+    def waiting(self):
+        return list(self.open.values())
+
+    async def settle(self, escalation_id, finding, *, who, defect_class, reason):
+        self.calls += 1
+        if self.broken:
+            raise JournalUnavailableError("journal.db: disk full")
+        waiting = self.open.get(escalation_id)
+        if waiting is None or escalation_id in self.taken:
+            raise RulingError(f"{escalation_id}: this part is not waiting, or has been ruled on")
+        disposition = disposition_of(finding)
+        ruling = make_ruling(
+            waiting.escalation,
+            finding,
+            by=Decider.OPERATOR,
+            who=who,
+            reason=reason,
+            defect_class=defect_class,
+            disposition=disposition,
+            binding=disposition is not None,
+        )
+        self.rulings.append(ruling)
+        if ruling.binding:
+            del self.open[escalation_id]
+            journal = self._node.journal
+            journal.tally = replace(
+                journal.tally,
+                ruled=journal.tally.ruled + 1,
+                waiting=journal.tally.waiting - 1,
+            )
+        else:
+            waiting.proposal = ruling
+        return ruling
+
+
+class FakeLedger:
+    epoch = "epoch-1"
+
+    def __init__(self):
+        self.sums = LedgerTotals(
+            entries=64,
+            attempts=33,
+            open=1,
+            settled=29,
+            not_billed=1,
+            indeterminate=2,
+            unpriced=1,
+            input_tokens=41_812,
+            output_tokens=2_377,
+            cost_pico={"USD": 18_734_550_000},
+            held_pico={"USD": 2_250_000_000},
+        )
+        self.left: int | None = 4_979_015_450_000
+        self.confirmed = 58
+        self.broken = False
+
+    def totals(self):
+        if self.broken:
+            raise LedgerUnavailableError("ledger.db: disk full")
+        return self.sums
+
+    def budget_left_pico(self):
+        return self.left
+
+    def receipt_seq(self):
+        return self.confirmed
+
+    def submit(self, fact: LedgerFact) -> Future[LedgerEntry]:
+        raise NotImplementedError
+
+    def read(self, after_seq: int, limit: int) -> list[LedgerEntry]:
+        raise NotImplementedError
+
+    def confirm(self, receipt: Receipt) -> None:
+        raise NotImplementedError
+
+
+class FakeNode:
+    """Everything behind the panel. `pass_part` is one trigger."""
+
+    def __init__(self, *, defect_share=0.25, site="works-north"):
+        self.at = START
+        self.parts = _parts(defect_share)
+        self.journal = FakeJournal()
+        self.desk = FakeDesk(self)
+        self.ledger = FakeLedger()
+        self.health = HealthBoard(now=lambda: START)
+        self.live: Live | None = None
+        self.number = 0
+        self.about = About(
+            site=site,
+            line="line1",
+            node="node1",
+            version="0.1.0",
+            model="plate-filters 3f9c2a7d",
+            guarantee=GUARANTEE,
+            limits=LIMITS,
+            provider="scripted",
+            provider_model="scripted-provider",
+            scripted=True,
+            currency="USD",
+            budget="USD 5.00 a day",
+            started_at=START - timedelta(hours=2),
+            zone=UTC,
+        )
+        for component, words in (
+            ("camera", "delivers pictures"),
+            ("model", self.about.model),
+            ("line", "running"),
+            ("journal", "recording"),
+            ("ledger", "recording"),
+        ):
+            self.health.report(component, ok=True, words=words, needed=True)
+        self.health.report("billing", ok=True, words="receipted up to entry 58")
+        self.health.report("provider", ok=True, words="answers, p95 1.2 s")
+
+    def now(self):
+        return self.at
+
+    def panel(self, **settings) -> FastAPI:
+        return create_panel(
+            **{
+                "station_live": lambda: self.live,
+                "journal": self.journal,
+                "desk": self.desk,
+                "ledger": self.ledger,
+                "health": self.health,
+                "about": self.about,
+                "hosts": (),
+                "token": None,
+                "now": self.now,
+            }
+            | settings
+        )
+
+    def pass_part(self, score: float | None = None, *, part_id=None, bars=True) -> Inspection:
+        """Let one part pass; without a score it looks as good as it is rendered."""
+        self.number += 1
+        rendered = _render(self.parts, self.number)
+        score = score if score is not None else (2.0 + 0.1 * (self.number % 9))
+        heat = heat_of(rendered, score) if not bars else hot_cell(self.number, score)
+        pixels = rendered.pixels.copy()
+        if bars:
+            draw_bars(pixels, self.number)
+        part_id = part_id or f"P{self.number:07d}"
+        frame = Frame(
+            id=f"f{self.number}",
+            part_id=part_id,
+            camera="cam1",
+            name=f"virtual/{self.number}",
+            captured_at=self.at,
+            pixels=pixels,
+        )
+        prediction = Prediction(score=score, model=self.about.model, heat=heat)
+        return self._judge(frame, prediction, part_id, None)
+
+    def pass_blind(self, reason="no picture within 100 ms") -> Inspection:
+        self.number += 1
+        return self._judge(None, None, f"P{self.number:07d}", reason)
+
+    def fault(self, fault: Fault) -> None:
+        self.journal.outcomes.append(fault)
+        tally = self.journal.tally
+        self.journal.tally = replace(tally, parts=tally.parts + 1, faults=tally.faults + 1)
+
+    def propose(self, escalation_id: str, finding=Finding.DEFECTIVE, **said) -> None:
+        waiting = self.desk.open[escalation_id]
+        waiting.proposal = make_ruling(
+            waiting.escalation,
+            finding,
+            **{
+                "by": Decider.AGENT,
+                "who": "scripted-provider",
+                "reason": "A dark line runs across the brushed face, right of the bore.",
+                "defect_class": "scratch",
+                "confidence": 0.82,
+                "disposition": disposition_of(finding),
+            }
+            | said,
+        )
+
+    def _judge(self, frame, prediction, part_id, reason) -> Inspection:
+        verdict = judge(prediction, LIMITS)
+        inspection = Inspection(
+            id=f"i{self.number}",
+            trigger_seq=self.number,
+            part_id=part_id,
+            verdict=verdict,
+            action=action_for(verdict, failsafe=Action.DIVERT),
+            score=None if prediction is None else prediction.score,
+            model=self.about.model,
+            captured_at=self.at,
+            latency_us=11_400 + self.number % 7 * 350,
+            reason=reason,
+        )
+        self._record(inspection, frame, prediction)
+        self.live = Live(frame, prediction, inspection)
+        return inspection
+
+    def _record(self, inspection, frame, prediction):
+        journal, name = self.journal, inspection.verdict.value.lower()
+        tally = journal.tally
+        tally = replace(tally, parts=tally.parts + 1, **{name: getattr(tally, name) + 1})
+        journal.outcomes.append(inspection)
+        if inspection.verdict in (Verdict.NOT_DECIDABLE, Verdict.UNDEFINED):
+            tally = replace(tally, escalated=tally.escalated + 1, waiting=tally.waiting + 1)
+            if frame is not None:
+                bgr = cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2BGR)
+                grey = np.clip(prediction.heat * 255 / LIMITS.reject_from, 0, 255)
+                journal.pictures[inspection.id] = cv2.imencode(".jpg", bgr)[1].tobytes()
+                journal.heats[inspection.id] = cv2.imencode(".png", grey.astype(np.uint8))[
+                    1
+                ].tobytes()
+            escalation = Escalation(
+                id=f"e-{inspection.id}",
+                inspection_id=inspection.id,
+                part_id=inspection.part_id,
+                reason=inspection.reason or "the score lies between the limits",
+                score=inspection.score,
+                opened_at=self.at,
+                expires_at=self.at + timedelta(minutes=15),
+            )
+            self.desk.open[escalation.id] = Waiting(escalation)
+        journal.tally = tally
+
+
+# Rendering takes the time of a hundred tests; the parts are the same in all of them.
+@functools.cache
+def _parts(defect_share):
+    return RenderedParts(seed=7, defect_share=defect_share)
+
+
+@functools.lru_cache(maxsize=256)
+def _render(parts, number):
+    return parts.render(number)
+
+
+def make_ruling(escalation: Escalation, finding: Finding, **said) -> Ruling:
+    values: dict[str, Decider | Disposition | str | float | bool | None] = {
+        "by": Decider.AGENT,
+        "who": "agent",
+        "disposition": None,
+        "binding": False,
+        "reason": "",
+        "defect_class": None,
+        "confidence": None,
+    }
+    return Ruling(
+        id=f"r-{escalation.id}",
+        escalation_id=escalation.id,
+        part_id=escalation.part_id,
+        finding=finding,
+        at=START,
+        **values | said,
+    )
+
+
+def draw_bars(pixels, number):
+    """Write `number` along the upper edge: black is 0, white is 1, highest first."""
+    width = pixels.shape[1] // BARS
+    for bar in range(BARS):
+        bit = number >> (BARS - 1 - bar) & 1
+        pixels[: pixels.shape[0] // 10, bar * width : (bar + 1) * width] = 255 * bit
+
+
+def hot_cell(number, score):
+    """Return heat with its peak in column `number` modulo 16 of the lowest row."""
+    heat = np.full((16, BARS), 0.5, dtype=np.float32)
+    heat[-1, number % BARS] = max(score, LIMITS.reject_from)
+    return heat
+
+
+def heat_of(rendered, score):
+    """Return heat as a model would give it: over the flaw, if there is one."""
+    rows, columns = (side // 8 for side in rendered.pixels.shape[:2])
+    noise = np.random.default_rng(1).normal(1.5, 0.3, (rows, columns)).astype(np.float32)
+    if rendered.mask is not None and score >= LIMITS.accept_below:
+        flaw = cv2.resize(rendered.mask, (columns, rows), interpolation=cv2.INTER_AREA)
+        spread = cv2.GaussianBlur(flaw.astype(np.float32), (0, 0), 1.6)
+        noise += spread / max(float(spread.max()), 1.0) * score
+    return np.maximum(noise, 0)
+
+
+@contextmanager
+def served(app: FastAPI, port: int) -> Iterator[str]:
+    """Serve the panel as the node does, in a thread, and stop it at the end."""
+    server = uvicorn.Server(serve_config(app, "127.0.0.1", port))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("the panel did not start")
+            thread.join(timeout=0.02)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)

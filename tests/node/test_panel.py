@@ -1,0 +1,646 @@
+"""The panel over HTTP and WebSocket: what it says, whom it answers, what it never makes up."""
+
+import json
+import math
+from dataclasses import replace
+from datetime import timedelta
+from urllib.parse import quote
+
+import cv2
+import httpx2
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from qcnode.domain import Counts, Limits, Prediction, Verdict
+from qcnode.panel import books, pictures, view
+from qcnode.panel.guard import BODY_BYTES_MAX, COOKIE, session_of
+from qcnode.policy import judge
+from tests.node.panel_fakes import LIMITS, FakeNode, served
+
+ORIGIN = {"origin": "http://127.0.0.1"}
+TOKEN = "a token that is long enough"
+DOUBTFUL = 5.0
+WAIT_S = 20
+
+
+@pytest.fixture
+def node():
+    return FakeNode()
+
+
+@pytest.fixture
+def client(node):
+    with open_client(node.panel()) as client:
+        yield client
+
+
+def open_client(app):
+    return TestClient(app, base_url="http://127.0.0.1", follow_redirects=False)
+
+
+def stream(url, **settings):
+    settings = {"origin": url} | settings
+    return connect(url.replace("http", "ws") + "/ws", compression=None, **settings)
+
+
+@pytest.fixture
+def url(node, free_port):
+    """Serve the panel as the node does."""
+    with served(node.panel(), free_port()) as url:
+        yield url
+
+
+def press(client, escalation_id, finding="good", *, key="0123456789abcdef", **headers):
+    return client.post(
+        f"/api/escalations/{quote(escalation_id)}/ruling",
+        json={"finding": finding},
+        headers=ORIGIN | {"idempotency-key": key} | headers,
+    )
+
+
+# -- who may ask ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[::1"])
+def test_a_foreign_host_name_is_refused(client, host):
+    assert client.get("/api/state", headers={"host": host}).status_code == 400
+
+
+def test_a_host_name_from_the_settings_is_known_with_any_port(node):
+    with open_client(node.panel(hosts=("panel.works",))) as client:
+        assert client.get("/livez", headers={"host": "Panel.Works:8443"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"origin": "http://evil.example"}, {"origin": "http://127.0.0.1:81"}]
+)
+def test_a_ruling_from_another_page_is_refused(node, client, headers):
+    escalation_id = f"e-{node.pass_part(DOUBTFUL).id}"
+    answer = client.post(
+        f"/api/escalations/{escalation_id}/ruling",
+        json={"finding": "good"},
+        headers={"idempotency-key": "0123456789abcdef", **headers},
+    )
+    assert (answer.status_code, node.desk.calls) == (403, 0)
+
+
+@pytest.mark.parametrize("origin", [None, "http://evil.example", "null"])
+def test_the_live_stream_is_refused_to_other_pages(url, origin):
+    with pytest.raises(InvalidStatus, match="403"), stream(url, origin=origin):
+        pass
+
+
+def test_a_ruling_that_is_not_json_is_refused(client):
+    answer = client.post(
+        "/api/escalations/e-1/ruling",
+        content='{"finding": "good"}',
+        headers=ORIGIN | {"content-type": "text/plain"},
+    )
+    assert answer.status_code == 415
+
+
+def test_a_body_that_is_too_large_is_refused_however_it_comes(node, client):
+    large = b"[" + b" " * BODY_BYTES_MAX + b"]"
+    headers = ORIGIN | {"content-type": "application/json", "idempotency-key": "0" * 16}
+    url = "/api/escalations/e-1/ruling"
+    assert client.post(url, content=large, headers=headers).status_code == 413
+    assert client.post(url, content=iter([large]), headers=headers).status_code >= 400
+    assert node.desk.calls == 0
+
+
+@pytest.mark.parametrize("path", ["/", "/static/main.js", "/api/state", "/livez", "/nowhere"])
+def test_every_answer_forbids_what_the_panel_does_not_need(client, path):
+    headers = client.get(path).headers
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'self';")
+    assert "require-trusted-types-for 'script'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_a_refusal_carries_the_same_headers(client):
+    refused = client.get("/", headers={"host": "evil.example"})
+    assert "default-src 'self'" in refused.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
+def test_the_interface_describes_itself_to_nobody(client, path):
+    assert client.get(path).status_code == 404
+
+
+# -- the token -----------------------------------------------------------------
+
+
+def test_with_a_token_nothing_but_probes_and_login_opens_without_it(node):
+    node.pass_part(DOUBTFUL)
+    with open_client(node.panel(token=TOKEN)) as client:
+        assert client.get("/").headers["location"] == "/login"
+        for path in ("/api/state", "/api/escalations", "/metrics", "/img/escalations/e-i1.jpg"):
+            assert client.get(path).status_code == 401
+        assert press(client, "e-i1").status_code == 401
+        assert client.get("/livez").status_code == 200
+        assert client.get("/readyz").json() == {"ready": True}
+        assert client.get("/login").status_code == 200
+    assert node.desk.calls == 0
+
+
+def test_the_login_lets_a_browser_in_and_the_cookie_is_not_the_token(node):
+    with open_client(node.panel(token=TOKEN)) as client:
+        wrong = client.post("/login", data={"token": "wrong"}, headers=ORIGIN)
+        assert (wrong.status_code, "set-cookie" in wrong.headers) == (403, False)
+        right = client.post("/login", data={"token": TOKEN}, headers=ORIGIN)
+        cookie = right.headers["set-cookie"]
+        assert right.status_code == 303
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        assert TOKEN not in cookie
+        assert client.get("/").status_code == 200
+
+
+def test_the_live_stream_opens_with_the_cookie_and_not_without(node, free_port):
+    with served(node.panel(token=TOKEN), free_port()) as url:
+        with pytest.raises(InvalidStatus, match="403"), stream(url):
+            pass
+        cookie = {"cookie": f"{COOKIE}={session_of(TOKEN)}"}
+        with stream(url, additional_headers=cookie) as socket:
+            assert "about" in json.loads(socket.recv(timeout=WAIT_S))["sections"]
+
+
+def test_a_login_from_another_page_is_refused(node):
+    with open_client(node.panel(token=TOKEN)) as client:
+        assert client.post("/login", data={"token": TOKEN}).status_code == 403
+
+
+def test_a_forged_cookie_opens_nothing(node):
+    with open_client(node.panel(token=TOKEN)) as client:
+        for value in ("", "0" * 64, TOKEN, "x"):
+            headers = {"cookie": f"{COOKIE}={value}"}
+            assert client.get("/api/state", headers=headers).status_code == 401
+
+
+def test_scrapers_may_show_the_token_as_bearer(node):
+    with open_client(node.panel(token=TOKEN)) as client:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        assert client.get("/metrics", headers=headers).status_code == 200
+        assert "components" in client.get("/readyz", headers=headers).json()
+        assert client.get("/metrics", headers={"authorization": "Bearer no"}).status_code == 401
+
+
+def test_a_token_that_can_be_guessed_is_not_taken(node):
+    with (
+        pytest.raises(ValueError, match="at least 16 characters"),
+        open_client(node.panel(token="short")),
+    ):
+        pass
+
+
+# -- rulings -------------------------------------------------------------------
+
+
+def test_a_person_settles_a_part_and_is_told(node, client):
+    escalation_id = f"e-{node.pass_part(DOUBTFUL).id}"
+    answer = press(client, escalation_id, "defective")
+    assert answer.status_code == 200
+    assert answer.json()["disposition"] == "SCRAP"
+    assert "reject part, scrap" in answer.json()["words"]
+    (ruling,) = node.desk.rulings
+    assert ruling.who.startswith("operator@")
+    assert client.get("/api/escalations").json()["total"] == 0
+
+
+def test_the_same_press_counts_once_and_is_answered_the_same(node, client):
+    escalation_id = f"e-{node.pass_part(DOUBTFUL).id}"
+    first, second = (press(client, escalation_id) for _ in range(2))
+    assert first.json() == second.json()
+    assert node.desk.calls == 1
+
+
+def test_a_second_decision_on_a_part_is_told_that_somebody_was_first(node, client):
+    escalation_id = f"e-{node.pass_part(DOUBTFUL).id}"
+    first = press(client, escalation_id, "good", key="the first press of two")
+    second = press(client, escalation_id, "defective", key="the other press of two")
+    assert (first.status_code, second.status_code) == (200, 409)
+    assert "has been ruled on" in second.json()["detail"]
+    assert len(node.desk.rulings) == 1
+
+
+def test_one_key_cannot_mean_two_things(node, client):
+    escalation_id = f"e-{node.pass_part(DOUBTFUL).id}"
+    press(client, escalation_id, "good")
+    assert press(client, escalation_id, "defective").status_code == 422
+
+
+def test_a_ruling_that_could_not_be_put_on_record_can_be_pressed_again(node, client):
+    escalation_id = f"e-{node.pass_part(DOUBTFUL).id}"
+    node.desk.broken = True
+    refused = press(client, escalation_id)
+    assert (refused.status_code, refused.json()["detail"]) == (503, "journal.db: disk full")
+    node.desk.broken = False
+    assert press(client, escalation_id).status_code == 200
+
+
+def test_not_sure_is_noted_and_the_part_goes_on_waiting(node, client):
+    escalation_id = f"e-{node.pass_part(DOUBTFUL).id}"
+    answer = press(client, escalation_id, "unsure").json()
+    assert (answer["binding"], answer["disposition"]) == (False, None)
+    (part,) = client.get("/api/escalations").json()["parts"]
+    assert part["proposal"]["word"] == "Not sure"
+    assert not part["proposal"]["awaits"]
+
+
+@pytest.mark.parametrize("said", [{}, {"finding": "maybe"}, {"finding": "good", "who": "boss"}])
+def test_a_ruling_that_says_too_little_or_too_much_is_refused(node, client, said):
+    escalation_id = f"e-{node.pass_part(DOUBTFUL).id}"
+    answer = client.post(
+        f"/api/escalations/{escalation_id}/ruling",
+        json=said,
+        headers=ORIGIN | {"idempotency-key": "0" * 16},
+    )
+    assert (answer.status_code, node.desk.calls) == (422, 0)
+
+
+def test_waiting_parts_come_oldest_first_with_the_proposal_marked(node, client):
+    first = node.pass_part(DOUBTFUL)
+    node.at += timedelta(seconds=75)
+    node.pass_part(DOUBTFUL)
+    node.desk.open = dict(reversed(node.desk.open.items()))
+    node.propose(f"e-{first.id}")
+    told = client.get("/api/escalations").json()
+    assert [part["part_id"] for part in told["parts"]] == ["P0000001", "P0000002"]
+    assert told["oldest"] == "1 min 15 s"
+    proposal = told["parts"][0]["proposal"]
+    assert (proposal["awaits"], proposal["by"]) == (True, "scripted provider")
+
+
+# -- pictures of waiting parts -------------------------------------------------
+
+
+def test_a_waiting_part_comes_with_picture_heat_and_the_box_of_its_evidence(node, client):
+    inspection = node.pass_part(DOUBTFUL)
+    picture = client.get(f"/img/escalations/e-{inspection.id}.jpg")
+    heat = client.get(f"/img/escalations/e-{inspection.id}/heat.png")
+    assert picture.headers["content-type"] == "image/jpeg"
+    assert picture.content == node.journal.pictures[inspection.id]
+    assert heat.content == node.journal.heats[inspection.id]
+    left, top, width, height = (int(value) for value in picture.headers["qcnode-box"].split(","))
+    # The hot cell of part 1 is the second of 16 columns, in the lowest of 16 rows.
+    assert left <= 1.5 * 320 / 16 <= left + width
+    assert top <= 15.5 * 240 / 16 <= top + height
+
+
+def test_a_kept_png_is_sent_as_the_jpeg_its_address_says(node, client):
+    inspection = node.pass_part(DOUBTFUL)
+    jpeg = np.frombuffer(node.journal.pictures[inspection.id], np.uint8)
+    png = cv2.imencode(".png", cv2.imdecode(jpeg, cv2.IMREAD_COLOR))[1].tobytes()
+    node.journal.pictures[inspection.id] = png
+    assert client.get(f"/img/escalations/e-{inspection.id}.jpg").content.startswith(b"\xff\xd8")
+
+
+@pytest.mark.parametrize("kept", [None, b"", b"no picture at all"])
+def test_a_picture_that_is_not_kept_or_not_readable_is_said_to_be_missing(node, client, kept):
+    inspection = node.pass_part(DOUBTFUL)
+    if kept is None:
+        del node.journal.pictures[inspection.id]
+    else:
+        node.journal.pictures[inspection.id] = kept
+    answer = client.get(f"/img/escalations/e-{inspection.id}.jpg")
+    assert (answer.status_code, answer.json()["detail"]) == (404, "no picture of this part is kept")
+
+
+@pytest.mark.parametrize("name", ["e-none", "..%2f..%2fetc%2fpasswd", "%00"])
+def test_only_waiting_parts_have_pictures(client, name):
+    assert client.get(f"/img/escalations/{name}.jpg").status_code == 404
+    assert client.get(f"/img/escalations/{name}/heat.png").status_code == 404
+
+
+# -- service routes ------------------------------------------------------------
+
+
+def test_ready_asks_for_what_judging_needs_and_not_for_the_cloud(node, client):
+    node.health.report("billing", ok=False, words="broker unreachable")
+    assert client.get("/readyz").status_code == 200
+    node.health.report("camera", ok=False, words="no picture within 100 ms", needed=True)
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert {"component": "camera", "ok": False}.items() <= answer.json()["components"][1].items()
+    assert client.get("/livez").status_code == 200
+
+
+def test_metrics_are_what_the_books_say_at_the_scrape(node, client):
+    node.pass_part(DOUBTFUL)
+    node.pass_part(1.0)
+    told = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+    }
+    expected = {
+        ("qcnode_parts_total", "OK"): 1,
+        ("qcnode_parts_total", "NOT_DECIDABLE"): 1,
+        ("qcnode_escalations_waiting",): 1,
+        ("qcnode_cost_pico_total", "USD"): 18_734_550_000,
+        ("qcnode_held_pico", "USD"): 2_250_000_000,
+        ("qcnode_attempts", "indeterminate"): 2,
+        ("qcnode_ledger_unconfirmed_entries",): 6,
+        ("qcnode_component_ok", "camera", "true"): 1,
+        ("qcnode_ready",): 1,
+    }
+    assert expected.items() <= told.items()
+
+
+def test_metrics_leave_out_what_cannot_be_read(node, client):
+    node.ledger.broken = True
+    text = client.get("/metrics").text
+    assert 'qcnode_source_up{source="ledger"} 0.0' in text
+    assert "qcnode_cost_pico" not in text
+    assert "qcnode_budget" not in text
+    node.ledger.broken, node.ledger.left = False, None
+    assert "qcnode_budget" not in client.get("/metrics").text
+
+
+# -- what is shown -------------------------------------------------------------
+
+
+def test_what_cannot_be_read_is_unknown_and_never_zero(node, client):
+    node.journal.broken = node.ledger.broken = True
+    state = client.get("/api/state").json()
+    assert state["counters"] is None
+    assert state["strip"] is None
+    assert not state["money"]["known"]
+    assert "rows" not in state["money"]
+
+
+def test_a_disk_that_hangs_leaves_dashes_and_the_rest_goes_on(node, client, monkeypatch):
+    monkeypatch.setattr(books, "ANSWER_MAX_S", 0.01)
+    node.journal.stuck.clear()
+    state = client.get("/api/state").json()
+    assert (state["counters"], state["money"]["known"]) == (None, False)
+    assert state["health"]["rows"]
+    node.journal.stuck.set()
+    monkeypatch.setattr(books, "ANSWER_MAX_S", 10)
+    assert client.get("/api/state").json()["counters"]["parts"] == "0"
+
+
+def test_measured_held_and_unpriced_money_stand_side_by_side(node, client):
+    node.ledger.sums = replace(
+        node.ledger.sums, cost_pico={"CNY": 7, "USD": 1_500_000}, held_pico={"USD": 999}
+    )
+    money = client.get("/api/state").json()["money"]
+    assert money["rows"] == [
+        {
+            "currency": "CNY",
+            "measured": "< 0.000001",
+            "measured_pico": "7",
+            "held": "0.000000",
+            "held_pico": "0",
+        },
+        {
+            "currency": "USD",
+            "measured": "0.000002",
+            "measured_pico": "1500000",
+            "held": "< 0.000001",
+            "held_pico": "999",
+        },
+    ]
+    assert money["unpriced_words"] == "1 request"
+    assert money["unconfirmed_words"] == "6 of 64"
+
+
+def test_the_scripted_provider_is_named_wherever_it_appears(node, client):
+    node.propose(f"e-{node.pass_part(DOUBTFUL).id}")
+    state = client.get("/api/state").json()
+    rows = {row["component"]: row for row in state["health"]["rows"]}
+    assert state["money"]["scripted"] == "scripted provider"
+    assert state["about"]["scripted"] == "scripted provider"
+    assert rows["provider"]["note"] == "scripted provider"
+    assert state["waiting"]["parts"][0]["proposal"]["by"] == "scripted provider"
+
+
+def test_a_component_that_never_spoke_is_shown_as_silent(node):
+    node.health = type(node.health)(now=node.now)
+    node.health.report("camera", ok=True, words="delivers pictures", needed=True)
+    with open_client(node.panel()) as client:
+        rows = client.get("/api/state").json()["health"]["rows"]
+    assert [row["state"] for row in rows] == ["well"] + ["silent"] * 6
+
+
+@pytest.mark.parametrize(
+    ("pico", "words"),
+    [
+        (0, "0.000000"),
+        (1, "< 0.000001"),
+        (499_999, "< 0.000001"),
+        (500_000, "0.000001"),
+        (1_500_000, "0.000002"),
+        (10**12, "1.000000"),
+        (123_456_789_012_345_678_901, "123456789.012346"),
+        (-2_000_000, "\N{MINUS SIGN}0.000002"),
+    ],
+)
+def test_money_is_written_from_whole_numbers(pico, words):
+    assert view.amount(pico) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-3, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.9, "59 s"),
+        (61, "1 min 01 s"),
+        (7_260, "2 h 01 min"),
+        (200_000, "2 days"),
+    ],
+)
+def test_a_span_is_said_as_people_say_it(seconds, words):
+    assert view.age(timedelta(seconds=seconds)) == words
+
+
+scores = st.floats(-1e6, 1e6)
+
+
+@given(score=scores, accept=st.none() | scores, reject=st.none() | scores)
+def test_the_scale_puts_a_score_where_the_verdict_is(score, accept, reject):
+    limits = Limits(accept_below=accept, reject_from=reject)
+    scale = view.scale(score, limits)
+    low = 0.0 if scale["accept"] is None else scale["accept"]["at"]
+    high = 1.0 if scale["reject"] is None else scale["reject"]["at"]
+    verdict = judge(Prediction(score=score, model="m"), limits)
+    if verdict is Verdict.OK:
+        assert 0 <= scale["at"] <= low
+    elif verdict is Verdict.NOT_OK:
+        assert high <= scale["at"] <= 1
+    else:
+        assert low <= scale["at"] <= high
+
+
+def test_counters_name_every_count_there_is():
+    assert set(view.counters(Counts())) == set(Counts.__dataclass_fields__)
+
+
+# -- the live stream -----------------------------------------------------------
+
+
+class Tab:
+    """A browser tab, as the server hears it."""
+
+    def __init__(self, socket):
+        self._socket = socket
+        self.sections = {}
+
+    def say(self, **message):
+        self._socket.send(json.dumps(message))
+
+    def next(self):
+        """Return the next picture's header, or None after a message of state."""
+        message = self._socket.recv(timeout=WAIT_S)
+        if isinstance(message, str):
+            self.sections |= json.loads(message)["sections"]
+            return None
+        return unpack(message)[0]
+
+    def picture(self):
+        while (header := self.next()) is None:
+            pass
+        return header
+
+    def until(self, wanted):
+        """Read until the state is as wanted, and return the pictures that came before."""
+        seen = []
+        while not wanted(self.sections):
+            if (header := self.next()) is not None:
+                seen.append(header)
+        return seen
+
+
+@pytest.fixture
+def tab(url):
+    with stream(url) as socket:
+        yield Tab(socket)
+
+
+def unpack(message):
+    head, warm = (int.from_bytes(message[at : at + 4], "little") for at in (0, 4))
+    header = json.loads(message[8 : 8 + head])
+    return header, message[8 + head : 8 + head + warm], message[8 + head + warm :]
+
+
+def consume(socket):
+    while True:
+        socket.recv(timeout=WAIT_S)
+
+
+def parts_are(count):
+    return lambda sections: (sections.get("counters") or {}).get("parts") == str(count)
+
+
+def test_one_message_holds_picture_heat_and_words_of_the_same_part(node, url):
+    node.pass_part(9.0)
+    with stream(url) as socket:
+        socket.send('{"type": "shown", "visible": true}')
+        while isinstance(message := socket.recv(timeout=WAIT_S), str):
+            pass
+    header, heat, jpeg = unpack(message)
+    assert header["part"]["verdict"] == {"kind": "not_ok", "word": "NOT OK"}
+    assert header["part"]["scale"]["score"] == "9.00"
+    grey = np.frombuffer(heat, np.uint8).reshape(header["heat"]["height"], header["heat"]["width"])
+    assert np.unravel_index(grey.argmax(), grey.shape) == (15, 1)
+    assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (240, 320, 3)
+
+
+def test_a_tab_that_paints_nothing_is_sent_two_pictures_and_then_the_newest(node, tab):
+    tab.say(type="shown", visible=True)
+    for number in (1, 2):
+        node.pass_part()
+        assert tab.picture()["part"]["number"] == number
+    node.pass_part()
+    assert tab.until(parts_are(3)) == []
+    node.pass_part()
+    assert tab.until(parts_are(4)) == []
+    tab.say(type="painted", seq=1)
+    assert tab.picture()["part"]["number"] == 4
+
+
+def test_a_hidden_tab_gets_figures_and_no_pictures(node, tab):
+    node.pass_part()
+    assert tab.until(parts_are(1)) == []
+    tab.say(type="shown", visible=True)
+    assert tab.picture()["part"]["number"] == 1
+    tab.say(type="painted", seq=1)
+    tab.say(type="shown", visible=False)
+    node.pass_part()
+    assert tab.until(parts_are(2)) == []
+
+
+def test_a_part_without_a_picture_says_so_and_why(node, tab):
+    node.pass_blind("no picture within 100 ms")
+    tab.say(type="shown", visible=True)
+    header = tab.picture()
+    assert (header["picture"], header["heat"]) == (False, None)
+    assert header["part"]["verdict"]["word"] == "UNDEFINED"
+    assert header["part"]["reason"] == "no picture within 100 ms"
+    assert header["part"]["scale"]["score"] is None
+
+
+def test_only_what_changed_is_sent_again(node, tab):
+    tab.until(lambda sections: "health" in sections)
+    tab.sections.clear()
+    node.pass_part()
+    tab.until(parts_are(1))
+    assert "counters" in tab.sections
+    assert not {"health", "about", "money"} & set(tab.sections)
+
+
+def test_a_ruling_is_seen_by_every_tab(node, url, tab):
+    escalation_id = f"e-{node.pass_part(DOUBTFUL).id}"
+    tab.until(lambda sections: sections.get("waiting", {}).get("total") == 1)
+    with httpx2.Client(base_url=url) as client:
+        press(client, escalation_id, origin=url)
+    tab.until(lambda sections: sections["waiting"]["total"] == 0)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["", "[]", "{}", '{"type": "painted"}', '{"type": "painted", "seq": "x"}', "[" * 3000],
+)
+def test_a_tab_that_talks_nonsense_is_cut_off(url, garbage):
+    with stream(url) as socket:
+        socket.send(garbage)
+        with pytest.raises(ConnectionClosed, match="1008"):
+            consume(socket)
+
+
+def test_a_wide_picture_is_sent_smaller_and_a_strange_heat_map_does_no_harm():
+    pixels = np.zeros((1200, 2400, 3), np.uint8)
+    heat = np.full((600, 1200), math.nan, np.float32)
+    heat[0, 0] = math.inf
+    message = pictures.pack(
+        {},
+        pixels=pixels,
+        prediction=Prediction(score=1.0, model="m", heat=heat),
+        limits=LIMITS,
+    )
+    header, grey, jpeg = unpack(message)
+    assert header["heat"] == {"width": 256, "height": 128}
+    assert set(grey) == {0}
+    assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (480, 960)
+
+
+def test_a_live_stream_that_dies_is_put_on_the_health_board(node, free_port):
+    with (
+        served(node.panel(station_live=object), free_port()) as url,
+        stream(url) as socket,
+        httpx2.Client(base_url=url) as client,
+    ):
+        socket.send('{"type": "shown", "visible": true}')
+        while not (told := [one for one in node.health.all() if one.component == "panel"]):
+            client.get("/livez")
+    assert not told[0].ok

@@ -1,0 +1,399 @@
+"""The panel in a real browser: what a person at the line sees, presses and is spared."""
+
+import threading
+
+import cv2
+import numpy as np
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from qcnode.domain import Finding
+from tests.node.panel_fakes import BARS, FakeNode, served
+
+pytestmark = pytest.mark.chromium
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-features=Translate,OptimizationHints,MediaRouter",
+]
+SIZES = [(1280, 800), (1920, 1080), (800, 1280)]
+DASH = "\N{EM DASH}"
+DOUBTFUL = 5.0
+LIVE_MS = 15_000  # Until a page is live; generous, for a machine with other things to do.
+BEYOND_GUARD_MS = 500
+
+# Look at the screen once per painted frame: the number beside the picture, the bars in the
+# picture and the hot cell of its heat map.
+WATCH = """async ([frames, bars]) => {
+  const { fit } = await import("/static/paint.js");
+  const canvas = document.querySelector("qc-frame canvas");
+  const words = document.querySelector("qc-part");
+  const seen = [];
+  for (let left = frames; left > 0; left -= 1) {
+    await new Promise(requestAnimationFrame);
+    const at = fit({ width: 320, height: 240 }, canvas.width, canvas.height);
+    const dots = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    const dot = (across, down) => {
+      const x = Math.round(at.left + across * at.width);
+      const y = Math.round(at.top + down * at.height);
+      return dots.slice((y * canvas.width + x) * 4, (y * canvas.width + x) * 4 + 3);
+    };
+    let number = 0;
+    let hottest = [-1, -Infinity];
+    for (let bar = 0; bar < bars; bar += 1) {
+      number = number * 2 + (dot((bar + 0.5) / bars, 0.03)[1] > 127 ? 1 : 0);
+      const [red, , blue] = dot((bar + 0.5) / bars, 1 - 0.5 / 16);
+      if (red - blue > hottest[1]) hottest = [bar, red - blue];
+    }
+    seen.push([Number(words.dataset.number), number, hottest[0]]);
+  }
+  return seen;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser(program):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(program("chromium")), args=ARGUMENTS
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A tab that fails the test if anything in it complains or looks elsewhere."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.set_default_timeout(LIVE_MS)
+    page.complaints, page.requests = [], []
+    page.on("console", lambda said: said.type == "error" and page.complaints.append(said.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("websocket", lambda socket: page.requests.append(socket.url))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def node():
+    return FakeNode()
+
+
+@pytest.fixture
+def url(node, free_port):
+    with served(node.panel(), free_port()) as url:
+        yield url
+
+
+def open_live(page, url):
+    page.goto(url)
+    page.wait_for_selector("html[data-link=live]")
+
+
+def waiting_part(page, inspection):
+    """Wait until the card shows this part, picture and all."""
+    page.wait_for_selector(f"qc-evidence[data-shown='e-{inspection.id}']")
+
+
+def decide(page, key):
+    page.clock.fast_forward(BEYOND_GUARD_MS)
+    page.keyboard.press(key)
+
+
+# -- the truthful picture ------------------------------------------------------
+
+
+def test_picture_heat_and_words_on_the_screen_are_always_of_the_same_part(node, url, page):
+    stop = threading.Event()
+
+    def belt():
+        while not stop.wait(timeout=0.1):
+            node.pass_part()
+
+    node.pass_part()
+    open_live(page, url)
+    page.wait_for_selector("qc-part[data-number]")
+    feeder = threading.Thread(target=belt)
+    feeder.start()
+    try:
+        seen = page.evaluate(WATCH, [240, BARS])
+    finally:
+        stop.set()
+        feeder.join()
+    assert len({words for words, _, _ in seen}) >= 10
+    wrong = [one for one in seen if one[0] != one[1] or one[0] % BARS != one[2]]
+    assert wrong == []
+
+
+def test_heat_can_be_taken_off_the_picture(node, url, page):
+    node.pass_part(9.0)
+    open_live(page, url)
+    page.wait_for_selector("qc-part[data-number='1']")
+    hot = page.evaluate(WATCH, [1, BARS])[0]
+    page.get_by_role("button", name="Heat").first.click()
+    assert hot[2] == 1
+    saturation = page.evaluate(
+        """() => {
+          const canvas = document.querySelector("qc-frame canvas");
+          const dots = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+          let most = 0;
+          for (let at = 0; at < dots.length; at += 4) {
+            most = Math.max(most, dots[at] - dots[at + 2]);
+          }
+          return most;
+        }"""
+    )
+    assert saturation < 60
+
+
+def test_a_part_without_a_picture_shows_no_older_one(node, url, page):
+    node.pass_part()
+    open_live(page, url)
+    page.wait_for_selector("qc-part[data-number='1']")
+    node.pass_blind("no picture within 100 ms")
+    page.wait_for_selector("qc-part[data-number='2']")
+    expect(page.locator("qc-frame .notice")).to_contain_text("NO PICTURE")
+    expect(page.locator("qc-part .verdict")).to_have_text("UNDEFINED")
+    painted = page.evaluate(
+        """() => {
+          const canvas = document.querySelector("qc-frame canvas");
+          const dots = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+          return dots.some((dot) => dot > 0);
+        }"""
+    )
+    assert not painted
+
+
+def test_a_line_that_stands_leaves_no_verdict_on_the_screen(node, url, page):
+    node.pass_part()
+    open_live(page, url)
+    expect(page.locator("qc-part .verdict")).to_have_text("OK")
+    node.health.report("line", ok=False, words="emergency stop", needed=True)
+    expect(page.locator("qc-frame .notice")).to_contain_text("NOT LIVE")
+    expect(page.locator("qc-part .verdict")).to_have_text(DASH)
+    expect(page.locator("qc-alarm")).to_have_text("line: emergency stop")
+
+
+# -- nothing foreign -----------------------------------------------------------
+
+
+def test_nothing_leaves_the_origin_and_nothing_breaks_the_policy(node, url, page):
+    inspection = node.pass_part(DOUBTFUL)
+    node.propose(f"e-{inspection.id}")
+    open_live(page, url)
+    waiting_part(page, inspection)
+    for key in ("h", "z", "h"):
+        page.keyboard.press(key)
+    page.get_by_role("button", name="Heat").first.click()
+    page.goto(f"{url}/login")
+    page.wait_for_selector("form")
+    own = (url, url.replace("http", "ws"))
+    assert [one for one in page.requests if not one.startswith(own)] == []
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("evil", ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>"])
+def test_what_a_label_says_is_shown_as_text(node, url, page, evil):
+    inspection = node.pass_part(DOUBTFUL, part_id=evil)
+    node.propose(f"e-{inspection.id}", reason=evil, defect_class=evil, who=evil)
+    node.health.report("camera", ok=False, words=evil, needed=True)
+    open_live(page, url)
+    expect(page.locator("qc-part [data-value=part_id]")).to_have_text(evil)
+    expect(page.locator("qc-review .proposal")).to_contain_text(evil)
+    expect(page.locator("qc-review h2")).to_contain_text(evil)
+    expect(page.locator("qc-alarm")).to_contain_text(evil)
+    assert page.locator("main img, main script").count() == 0
+    assert page.complaints == []
+
+
+# -- ruling --------------------------------------------------------------------
+
+
+def test_a_key_decides_the_oldest_part_once_and_the_next_one_comes(node, url, page):
+    first, second = node.pass_part(DOUBTFUL), node.pass_part(DOUBTFUL)
+    page.clock.install()
+    open_live(page, url)
+    waiting_part(page, first)
+    decide(page, "g")
+    page.keyboard.press("g")  # The second half of a double press.
+    waiting_part(page, second)
+    page.keyboard.press("g")  # Before anybody can have seen the new part.
+    decide(page, "r")
+    expect(page.locator("qc-review .calm")).to_have_text("No part is waiting.")
+    assert [(ruling.part_id, ruling.finding) for ruling in node.desk.rulings] == [
+        (first.part_id, Finding.GOOD),
+        (second.part_id, Finding.DEFECTIVE),
+    ]
+    assert node.desk.calls == 2
+
+
+def test_a_key_held_down_decides_one_part(node, url, page):
+    first, second = node.pass_part(DOUBTFUL), node.pass_part(DOUBTFUL)
+    page.clock.install()
+    open_live(page, url)
+    waiting_part(page, first)
+    page.clock.fast_forward(BEYOND_GUARD_MS)
+    page.keyboard.down("r")
+    waiting_part(page, second)
+    page.clock.fast_forward(BEYOND_GUARD_MS)
+    page.keyboard.down("r")  # What a keyboard does with a key that is held.
+    page.keyboard.up("r")
+    decide(page, "g")
+    expect(page.locator("qc-review .calm")).to_have_text("No part is waiting.")
+    assert [ruling.finding for ruling in node.desk.rulings] == [Finding.DEFECTIVE, Finding.GOOD]
+
+
+def test_buttons_decide_and_say_what_became_of_the_part(node, url, page):
+    inspection = node.pass_part(DOUBTFUL)
+    page.clock.install()
+    open_live(page, url)
+    waiting_part(page, inspection)
+    page.clock.fast_forward(BEYOND_GUARD_MS)
+    page.get_by_role("button", name="Reject part").click()
+    expect(page.locator("qc-review .result")).to_contain_text(
+        f"{inspection.part_id}: reject part, scrap."
+    )
+    expect(page.get_by_role("button", name="Reject part")).to_be_disabled()
+
+
+def test_not_sure_is_noted_and_goes_on_to_the_next_part_and_comes_round_again(node, url, page):
+    first, second = node.pass_part(DOUBTFUL), node.pass_part(DOUBTFUL)
+    page.clock.install()
+    open_live(page, url)
+    waiting_part(page, first)
+    decide(page, "s")
+    waiting_part(page, second)
+    decide(page, "g")
+    waiting_part(page, first)
+    assert [ruling.finding for ruling in node.desk.rulings] == [Finding.UNSURE, Finding.GOOD]
+    assert list(node.desk.open) == [f"e-{first.id}"]
+
+
+def test_whoever_comes_second_is_told_and_the_part_leaves_the_card(node, url, page):
+    first, second = node.pass_part(DOUBTFUL), node.pass_part(DOUBTFUL)
+    node.desk.taken.add(f"e-{first.id}")
+    page.clock.install()
+    open_live(page, url)
+    waiting_part(page, first)
+    decide(page, "g")
+    expect(page.locator("qc-review .result")).to_contain_text("has been ruled on")
+    del node.desk.open[f"e-{first.id}"]
+    waiting_part(page, second)
+    expect(page.locator("qc-review .result")).to_contain_text("settled elsewhere")
+    assert node.desk.rulings == []
+
+
+def test_a_proposal_is_marked_as_one_and_names_the_scripted_provider(node, url, page):
+    inspection = node.pass_part(DOUBTFUL)
+    node.propose(f"e-{inspection.id}")
+    open_live(page, url)
+    proposal = page.locator("qc-review .proposal")
+    expect(proposal).to_contain_text("Proposal, awaits your confirmation")
+    expect(proposal).to_contain_text("Reject part: scratch")
+    expect(proposal.locator(".chip")).to_have_text("scripted provider")
+    expect(page.locator("qc-money h2 .chip")).to_have_text("scripted provider: nobody is charged")
+
+
+# -- honest when broken --------------------------------------------------------
+
+
+def test_a_lost_node_leaves_dashes_and_locked_buttons_and_heals_by_itself(node, free_port, page):
+    port = free_port()
+    inspection = node.pass_part(DOUBTFUL)
+    with served(node.panel(), port) as url:
+        open_live(page, url)
+        waiting_part(page, inspection)
+        expect(page.locator("qc-part .verdict")).to_have_text("NOT DECIDABLE")
+        page.evaluate("window.sameDocument = true")
+    page.wait_for_selector("html[data-link=lost]")
+    expect(page.locator("qc-frame .notice")).to_contain_text("NO LIVE DATA")
+    assert set(page.locator("[data-value]").all_text_contents()) == {DASH}
+    expect(page.locator("qc-part .verdict")).to_have_text(DASH)
+    expect(page.locator("qc-health li")).to_have_count(0)
+    expect(page.locator("qc-strip rect")).to_have_count(0)
+    expect(page.locator(".decide button:disabled")).to_have_count(3)
+    page.keyboard.press("g")
+    with served(node.panel(), port):
+        page.wait_for_selector("html[data-link=live]")
+        page.wait_for_selector("qc-part[data-kind=not_decidable]")
+        waiting_part(page, inspection)
+        expect(page.locator(".decide button:disabled")).to_have_count(0)
+        assert page.evaluate("window.sameDocument")
+    assert node.desk.calls == 0
+
+
+def test_a_node_that_hangs_is_taken_for_lost_too(node, free_port, page):
+    hang = threading.Event()
+    hang.set()
+
+    def station_live():
+        hang.wait(timeout=60)
+        return node.live
+
+    node.pass_part(DOUBTFUL)
+    with served(node.panel(station_live=station_live), free_port()) as url:
+        try:
+            open_live(page, url)
+            page.wait_for_selector("qc-part[data-number]")
+            hang.clear()
+            page.wait_for_selector("html[data-link=lost]")
+            expect(page.locator("qc-part .verdict")).to_have_text(DASH)
+            expect(page.locator(".decide button:disabled")).to_have_count(3)
+            hang.set()
+            page.wait_for_selector("html[data-link=live]")
+            page.wait_for_selector("qc-part[data-number]")
+        finally:
+            hang.set()
+
+
+def test_books_that_cannot_be_read_leave_dashes_and_the_picture_goes_on(node, url, page):
+    node.pass_part()
+    open_live(page, url)
+    expect(page.locator("qc-counters [data-value=parts]")).to_have_text("1")
+    node.journal.broken = node.ledger.broken = True
+    expect(page.locator("qc-counters [data-value=parts]")).to_have_text(DASH)
+    expect(page.locator("qc-money [data-value=measured]")).to_have_text(DASH)
+    node.pass_part()
+    page.wait_for_selector("qc-part[data-number='2']")
+
+
+# -- the look ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_everything_fits_the_screen_and_can_be_hit_with_a_finger(node, url, page, width, height):
+    inspection = node.pass_part(DOUBTFUL)
+    node.propose(f"e-{inspection.id}")
+    page.set_viewport_size({"width": width, "height": height})
+    open_live(page, url)
+    waiting_part(page, inspection)
+    assert page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    ) == [width, height]
+    for button in page.get_by_role("button").all():
+        box = button.bounding_box()
+        assert min(box["width"], box["height"]) >= 60
+        assert box["x"] + box["width"] <= width
+        assert box["y"] + box["height"] <= height
+
+
+def test_a_healthy_line_shows_no_strong_colour_outside_pictures(node, url, page):
+    for _ in range(30):
+        node.pass_part()
+    node.ledger.sums = type(node.ledger.sums)(
+        **dict.fromkeys(node.ledger.sums.__dataclass_fields__, 0)
+        | {"cost_pico": {}, "held_pico": {}}
+    )
+    page.set_viewport_size({"width": 1280, "height": 800})
+    open_live(page, url)
+    page.wait_for_selector("qc-part[data-kind=ok]")
+    shot = page.screenshot(mask=[page.locator("qc-frame")], mask_color="#000000")
+    pixels = cv2.imdecode(np.frombuffer(shot, np.uint8), cv2.IMREAD_COLOR)
+    assert int((pixels.max(axis=2) - pixels.min(axis=2)).max()) <= 40
