@@ -45,7 +45,8 @@ from qcnode.ids import IdMaker
 from qcnode.lines.http import HttpChannel
 from qcnode.lines.mqtt import Broker, MqttChannel
 from qcnode.lines.topics import NodeTopics
-from qcnode.lines.virtual import Belt, UnknownParts, VirtualLine, last_trigger_in
+from qcnode.lines.virtual import Belt, UnknownParts, VirtualLine
+from qcnode.lines.world import last_trigger_in
 from qcnode.logs import configure_logs
 from qcnode.panel.app import create_panel, serve_config
 from qcnode.panel.sources import About

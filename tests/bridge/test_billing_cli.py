@@ -150,6 +150,14 @@ def test_an_invoice_is_a_readable_table(billing, url):
     assert any(line.startswith("Held, not billed: 1 attempts") for line in lines)
 
 
+def test_an_invoice_is_recomputed_with_a_price_book(billing, url, repository):
+    book = repository / "cloud_bridge" / "qcbridge" / "prices"
+    printed = billing("invoice", "--url", url, "--period", "2026-11", "--prices", book)
+    assert printed.returncode == 0, printed.stderr
+    assert "Entries that differ from the price book: 1" in printed.stdout
+    assert "recorded 0.000001234567 CNY, by the book " in printed.stdout
+
+
 def test_totals_are_printed_for_people_and_for_programs(billing, url):
     printed = billing("totals", "--url", url)
     assert "Measured: 0.000001234567 CNY" in printed.stdout

@@ -11,7 +11,8 @@ from qcnode.cameras.virtual import RenderedCamera, RenderedParts
 from qcnode.domain import Action, Disposition, Limits
 from qcnode.errors import LineUnavailableError
 from qcnode.health import HealthBoard
-from qcnode.lines.virtual import WAITING_MAX, Belt, UnknownParts, VirtualLine, last_trigger_in
+from qcnode.lines.virtual import WAITING_MAX, Belt, UnknownParts, VirtualLine
+from qcnode.lines.world import last_trigger_in
 from qcnode.station import Station
 from qcnode.track import RING
 from tests.fakes import FakeClock, FakeJournal, FakeModel, make_ids

@@ -49,7 +49,8 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8081,
     mqtt: Annotated[
-        str | None, typer.Option(help="Also take batches from this broker, mqtt:// or mqtts://HOST:PORT.")
+        str | None,
+        typer.Option(help="Also take batches from this broker, mqtt:// or mqtts://HOST:PORT."),
     ] = None,
     mqtt_prefix: Annotated[str, typer.Option(help="First levels of all topics.")] = "qc/v1",
     mqtt_user: Annotated[
@@ -90,15 +91,21 @@ def invoice(
     period: Annotated[
         str | None, typer.Option(help="A calendar month in UTC, as in 2026-11; else this one.")
     ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(help="A price file or folder to recompute every cost with."),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Work out a month's invoice from the entries, and print it."""
     from qcbridge.billing import invoices, papers  # as in serve
+    from qcbridge.prices import PriceBook
 
     span = invoices.month_of(_now()) if period is None else invoices.month(period)
+    book = None if prices is None else PriceBook.load(prices)
     with _open(url) as store:
         whose = _tenant(store, tenant)
-        paper = invoices.make_invoice(whose, span, store.entries(whose, span))
+        paper = invoices.make_invoice(whose, span, store.entries(whose, span), prices=book)
     typer.echo(json.dumps(invoices.to_json(paper)) if as_json else papers.invoice_text(paper))
 
 

@@ -176,21 +176,27 @@ def _print(summary: dict[str, Any]) -> None:
         ("parts", f"{summary['parts']}, of which {summary['defective']} defective"),
         (
             "verdicts",
-            (f"OK {summary['ok']}, NOT_OK {summary['not_ok']},"
-            f" NOT_DECIDABLE {summary['not_decidable']}, UNDEFINED {summary['undefined']},"
-            f" faults {summary['faults']}"),
+            (
+                f"OK {summary['ok']}, NOT_OK {summary['not_ok']},"
+                f" NOT_DECIDABLE {summary['not_decidable']}, UNDEFINED {summary['undefined']},"
+                f" faults {summary['faults']}"
+            ),
         ),
         (
             "desk",
-            (f"{summary['escalated']} escalated, {summary['ruled']} ruled on,"
-            f" {summary['waiting']} wait for a person"),
+            (
+                f"{summary['escalated']} escalated, {summary['ruled']} ruled on,"
+                f" {summary['waiting']} wait for a person"
+            ),
         ),
         ("wrong", f"{summary['false_rejects']} false rejects, {summary['escapes']} escapes"),
         ("latency", f"p50 {summary['p50_ms']} ms, p99 {summary['p99_ms']} ms, trigger to action"),
         (
             "tokens",
-            (f"{tokens['input']} in, {tokens['output']} out, in {summary['attempts']} attempts"
-            f" ({summary['indeterminate']} indeterminate)"),
+            (
+                f"{tokens['input']} in, {tokens['output']} out, in {summary['attempts']} attempts"
+                f" ({summary['indeterminate']} indeterminate)"
+            ),
         ),
         ("cost", _money(summary["cost_pico"]) + _held(summary["held_pico"])),
         (
@@ -199,8 +205,10 @@ def _print(summary: dict[str, Any]) -> None:
         ),
         (
             "bill",
-            (f"{billing['entries']} entries, {_money(billing['cost_pico'])}:"
-            f" {'equal to the ledger' if billing['matches'] else 'NOT EQUAL to the ledger'}"),
+            (
+                f"{billing['entries']} entries, {_money(billing['cost_pico'])}:"
+                f" {'equal to the ledger' if billing['matches'] else 'NOT EQUAL to the ledger'}"
+            ),
         ),
         ("provider", summary["provider"]),
     ]

@@ -10,7 +10,6 @@ gate's default.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -21,6 +20,7 @@ import numpy as np
 
 from qcnode.domain import Passage, Trigger
 from qcnode.errors import LineUnavailableError
+from qcnode.lines.world import World
 from qcnode.track import GATE_DEFAULT, RING, Tracker
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class VirtualLine:
         self._coming: _Coming | None = None
         self._sent = 0
         self._count = count
-        self._world = _World(world)
+        self._world = World(world)
         self._seq, left = self._world.history()
         for seq, part_id in left:
             self._meet_gate(seq, part_id, GATE_DEFAULT, commanded=False)
@@ -289,11 +289,6 @@ class VirtualLine:
         )
 
 
-def last_trigger_in(world: Path) -> int:
-    """Return how far the world's own record in this file has counted; 0 where there is none."""
-    return _World(world).history()[0]
-
-
 @dataclass(frozen=True, slots=True)
 class _Coming:
     """The next part on its way to the camera."""
@@ -302,47 +297,3 @@ class _Coming:
     part_id: str
     truth: str
     due_ns: int
-
-
-class _World:
-    """The world's own record: one line per event, handed to the system at once."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def write(self, *words: str) -> None:
-        """Add an event. Spaces within a word become underscores."""
-        self._append(" ".join("_".join(word.split()) or "-" for word in words) + "\n")
-
-    def history(self) -> tuple[int, list[tuple[int, str]]]:
-        """Return the last trigger's number, and number and id of parts that met no gate."""
-        try:
-            text = self._path.read_text("utf-8", "replace") if self._path.exists() else ""
-        except OSError as error:
-            raise LineUnavailableError(
-                f"{self._path}: the world's record cannot be read ({error.strerror})"
-            ) from error
-        if text and not text.endswith("\n"):
-            self._append("\n")  # A power cut tore the last line; nobody was told of its event.
-        last, on_belt = 0, dict[int, str]()
-        for line in text.splitlines():
-            match line.split():
-                case ["trigger", seq, part_id, _] if seq.isdecimal():
-                    last = int(seq)
-                    on_belt[last] = part_id
-                case ["gate", seq, _, _] if seq.isdecimal():
-                    on_belt.pop(int(seq), None)
-        return last, sorted(on_belt.items())
-
-    def _append(self, text: str) -> None:
-        try:
-            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(file, text.encode())
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise LineUnavailableError(
-                f"{self._path}: the world's record cannot be written ({error.strerror}):"
-                " make room or fix its rights"
-            ) from error

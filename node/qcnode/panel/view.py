@@ -126,7 +126,7 @@ def strip(recent: Sequence[Inspection | Fault] | None) -> Json | None:
         return None
     kinds = [_kind(outcome) for outcome in recent[-STRIP_MAX:]]
     tally = Counter(kinds)
-    words = dict(_VERDICTS.values()) | {"fault": "faults"}
+    words = dict(_VERDICTS.values()) | {"fault": "without a verdict"}
     spoken = ", ".join(f"{tally[kind]} {word}" for kind, word in words.items() if tally[kind])
     return {"kinds": kinds, "words": f"last {len(kinds)} parts: {spoken or 'none yet'}"}
 
