@@ -233,6 +233,7 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             home / "ledger.db", now_us=_now_us, new_epoch=_new_epoch, budget=_budget(settings)
         )
         undo.callback(ledger.close)
+        health.report("ledger", ok=True, words=f"{ledger.totals().entries} entries, chain verified")
         agent = _build_agent(settings, ledger=ledger, health=health, new_id=new_id)
         channel = channel or _build_channel(settings)
         camera, parts = CAMERAS[settings.camera.kind](settings, new_id)
@@ -452,7 +453,7 @@ def _about(settings: Settings, model: OnnxModel) -> About:
     limit = "no limit"
     if budget.per_day_micro is not None:
         whole, part = divmod(budget.per_day_micro, MICRO)
-        limit = f"{whole}.{part:06d} {budget.currency} a day"
+        limit = f"{whole}.{part:06d}".rstrip("0").rstrip(".") + " a day"
     return About(
         site=settings.node.site,
         line=settings.node.line,

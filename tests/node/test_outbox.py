@@ -95,15 +95,20 @@ def make_outbox(ledger, channel, board=None, **how) -> Outbox:
     )
 
 
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel a service and see that it heard, at whatever moment it came."""
+    task.cancel()
+    await asyncio.wait({task}, timeout=10)
+    assert task.cancelled()
+
+
 @contextlib.asynccontextmanager
 async def running(box: Outbox) -> AsyncIterator[Outbox]:
     task = asyncio.create_task(box.run())
     try:
         yield box
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end(task)
 
 
 async def test_what_was_there_and_what_comes_later_arrives_in_order(ledger):
@@ -195,6 +200,16 @@ async def test_a_refused_entry_stops_the_outbox_and_nothing_is_skipped(ledger):
     assert channel.billing.seqs == [1, 2, 3, 4, 5]
 
 
+async def test_it_ends_when_told_even_if_news_comes_at_that_moment(ledger):
+    box = make_outbox(ledger, FakeChannel(FakeBilling()))
+    for number in range(20):
+        task = asyncio.create_task(box.run())
+        fill(ledger, 1, f"n{number}-")
+        assert await box.flush(10)
+        box._news.set()
+        await end(task)
+
+
 class Answering(FakeChannel):
     """A server that answers whatever the test says."""
 
@@ -272,8 +287,7 @@ async def test_whatever_breaks_the_server_ends_with_the_ledgers_own_entries(
         elif name == "lose":
             channel.loses_receipts += 1
         elif name == "restart":
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
             ledger.close()
             ledger = open_ledger(folder)
             channel.in_flight = 0
@@ -285,8 +299,7 @@ async def test_whatever_breaks_the_server_ends_with_the_ledgers_own_entries(
     channel.cut = False
     fill(ledger, 1, "last")  # A server that forgot is found out by the next entry.
     assert await box.flush(10)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await end(task)
     assert [entry.hash for entry in billing.entries] == [
         entry.hash for entry in ledger.read(0, 1_000)
     ]

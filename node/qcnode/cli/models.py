@@ -16,14 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcmodels import evaluate as evaluation
-from qcmodels.calibrate import good_parts_needed
-from qcnode.cli.sources import open_source
 from qcnode.domain import Verdict
 from qcnode.errors import ModelError, SettingsError
 from qcnode.ids import IdMaker
 from qcnode.policy import judge
-from qcnode.runtime.onnx import OnnxModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +67,6 @@ def teach(
     Good parts come from train/good; labelled defects, where there are any, from
     train/<kind> and only set the pass limit.
     """
-    # Imported here, because `onnx` takes half a second to load.
     from qcmodels.train import TeachConfig
     from qcmodels.train import teach as teach_model
 
@@ -111,9 +106,12 @@ def evaluate(
     as_json: JsonOpt = False,
 ) -> None:
     """Judge the test pictures of a data set and set the rates against the certificate."""
+    from qcmodels.evaluate import evaluate as evaluate_model
+    from qcnode.runtime.onnx import OnnxModel
+
     model = OnnxModel(model_dir, threads=threads)
     with _progress() as progress:
-        result = evaluation.evaluate(
+        result = evaluate_model(
             model,
             dataset,
             now=lambda: datetime.now(UTC),
@@ -142,6 +140,9 @@ def inspect(
 
     A picture that cannot be read counts as UNDEFINED, with the reason on standard error.
     """
+    from qcnode.cli.sources import open_source
+    from qcnode.runtime.onnx import OnnxModel
+
     model = OnnxModel(model_dir, threads=threads)
     items = open_source(
         source,
@@ -206,6 +207,8 @@ def _describe(what: str, limit: LimitPromise) -> list[str]:
 
 def _advice(manifest: ModelManifest) -> list[str]:
     """Say in plain words what more pictures would buy."""
+    from qcmodels.calibrate import good_parts_needed
+
     advice = []
     taught = manifest.taught_from
     if manifest.reject_from.guarantee is None:

@@ -8,10 +8,6 @@ from typing import Annotated
 
 import typer
 
-from qcbridge.providers.scripted import ScriptedSettings, serve
-from qcnode.errors import QcError
-from qcnode.settings import read_secrets
-
 
 def register(app: typer.Typer) -> None:
     """Add this command to the program."""
@@ -38,24 +34,23 @@ def scripted_provider(
     The key it asks for comes from QCNODE_PROVIDER_API_KEY. It is ready when GET /livez
     answers, and ends on SIGTERM.
     """
-    try:
-        key = read_secrets().provider_api_key
-        settings = ScriptedSettings(
-            world=world,
-            log=log,
-            api_key="" if key is None else key.get_secret_value(),
-            port=port,
-            accuracy=accuracy,
-            latency_ms=latency_ms,
-            latency_spread=latency_spread,
-            error_rate=error_rate,
-            limit_rate=limit_rate,
-            timeout_rate=timeout_rate,
-            reset_rate=reset_rate,
-            prose_rate=prose_rate,
-            seed=seed,
-        )
-        serve(settings, now=time.time)
-    except QcError as error:
-        typer.echo(f"qcnode scripted-provider: {error}", err=True)
-        raise typer.Exit(2) from error
+    from qcbridge.providers.scripted import ScriptedSettings, serve
+    from qcnode.settings import read_secrets
+
+    key = read_secrets().provider_api_key
+    settings = ScriptedSettings(
+        world=world,
+        log=log,
+        api_key="" if key is None else key.get_secret_value(),
+        port=port,
+        accuracy=accuracy,
+        latency_ms=latency_ms,
+        latency_spread=latency_spread,
+        error_rate=error_rate,
+        limit_rate=limit_rate,
+        timeout_rate=timeout_rate,
+        reset_rate=reset_rate,
+        prose_rate=prose_rate,
+        seed=seed,
+    )
+    serve(settings, now=time.time)
