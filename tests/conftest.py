@@ -8,7 +8,6 @@ before a merge run, such a skip is a failure, whoever asked for it.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.programs import find_postgres, find_program
+from tests.services import mosquitto, postgres
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+__all__ = ["mosquitto", "postgres"]  # fixtures for everybody
+
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM_FOLDERS = os.pathsep.join(
-    [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +35,6 @@ class Service:
 
     def missing(self) -> list[str]:
         return [name for name, path in self.programs().items() if path is None]
-
-
-def find_program(*names: str) -> Path | None:
-    """Return the first of these programs that is installed, `sbin` folders included."""
-    for name in names:
-        if found := shutil.which(name, path=PROGRAM_FOLDERS):
-            return Path(found)
-    return None
-
-
-def find_postgres() -> Path | None:
-    """Return the folder of PostgreSQL's server programs, the newest version's first."""
-    versions = Path("/usr/lib/postgresql").glob("*/bin/initdb")
-    newest = sorted(versions, key=lambda path: int(path.parts[-3].split(".")[0]), reverse=True)
-    found = newest[0] if newest else find_program("initdb")
-    return found.parent if found else None
 
 
 def _programs(**wanted: tuple[str, ...]) -> Callable[[], dict[str, Path | None]]:

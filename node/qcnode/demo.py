@@ -141,7 +141,7 @@ def _prepare(options: DemoOptions, show: Show) -> Path:
     """Return the data set, with a model taught on it in `home/model`."""
     data = options.data
     if data is None:
-        data = options.home / "dataset"
+        data = options.home / "flange"
         if not (data / "train").is_dir():
             show.say("rendering pictures of good and defective parts to teach on")
             write_dataset(
@@ -176,7 +176,7 @@ def _is_taught_from(model: Path, data: Path) -> bool:
 def _settings(options: DemoOptions, data: Path, base_url: str, key: str, token: str) -> Settings:
     if options.data is None:
         camera = CameraSettings(kind="rendered", defect_rate=0.15)
-        parts, product = options.parts, "a machined flange with six bolt holes and a seal ring"
+        parts, product = options.parts, "a machined flange plate with four holes, a seal ring and an engraved code"
         classes = tuple(str(kind) for kind in DefectKind)
     else:
         camera = CameraSettings(kind="folder", source=str(data / "test"), shuffle=True)

@@ -214,7 +214,8 @@ def test_a_container_can_do_little(running, service):
     assert found["HostConfig"]["ReadonlyRootfs"] is True
     assert not found["EffectiveCaps"]
     assert not found["BoundingCaps"]
-    assert "no-new-privileges:true" in found["HostConfig"]["SecurityOpt"]
+    status = running.inside(service, "cat", "/proc/self/status").stdout
+    assert "NoNewPrivs:\t1" in status
     assert found["HostConfig"]["Memory"] > 0
     refused = running.inside(service, "touch", "/etc/anything", check=False)
     assert "Read-only file system" in refused.stderr

@@ -218,7 +218,7 @@ def decode_batch(raw: bytes) -> Batch:
             epoch=str(data["epoch"]),
             entries=tuple(entries),
         )
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a ledger batch: {type(error).__name__} {error}") from error
 
 
