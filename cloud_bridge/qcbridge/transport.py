@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections import deque
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
@@ -32,7 +32,6 @@ from qcnode.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
-    from datetime import datetime
 
     from qcbridge.prices import PriceBook
     from qcnode.domain import Attempt, LedgerEntry, LedgerFact, TokenUsage
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 ATTEMPT: Final = "qcnode.attempt"
 """The request extension that holds its `Metered`."""
 
@@ -258,10 +258,12 @@ class MeteringTransport(httpx2.AsyncBaseTransport):
             _believable(usage, raw_usage)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             return _unknown(attempt, hold, f"no usage to believe: {error!r:.200}")
+        rated_at = self._now()
         return Settled(
             attempt_id=attempt.id,
             usage=usage,
-            cost=self._cost(usage, attempt),
+            cost=self._cost(usage, attempt, rated_at),
+            rated_at_us=(rated_at - _EPOCH) // timedelta(microseconds=1),
             raw_usage=raw_usage,
             response_id=_name(answer.get("id")),
             model_served=_name(answer.get("model")),
@@ -269,9 +271,9 @@ class MeteringTransport(httpx2.AsyncBaseTransport):
             duration_ms=took_ms,
         )
 
-    def _cost(self, usage: TokenUsage, attempt: Attempt) -> Cost | None:
+    def _cost(self, usage: TokenUsage, attempt: Attempt, rated_at: datetime) -> Cost | None:
         try:
-            return self._prices.price(usage, attempt.provider, attempt.model, self._now())
+            return self._prices.price(usage, attempt.provider, attempt.model, rated_at)
         except UnpricedError as error:
             log.warning("an answer has no price", attempt=attempt.id, error=str(error))
             return None

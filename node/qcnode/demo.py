@@ -176,7 +176,10 @@ def _is_taught_from(model: Path, data: Path) -> bool:
 def _settings(options: DemoOptions, data: Path, base_url: str, key: str, token: str) -> Settings:
     if options.data is None:
         camera = CameraSettings(kind="rendered", defect_rate=0.15)
-        parts, product = options.parts, "a machined flange plate with four holes, a seal ring and an engraved code"
+        parts, product = (
+            options.parts,
+            "a machined flange plate with four holes, a seal ring and an engraved code",
+        )
         classes = tuple(str(kind) for kind in DefectKind)
     else:
         camera = CameraSettings(kind="folder", source=str(data / "test"), shuffle=True)

@@ -80,6 +80,8 @@ class FaultKind(StrEnum):
 
     LATE = "late"
     """The verdict came after the gate's deadline; the gate took its default."""
+    MISSED = "missed"
+    """The line was ahead of the node, which never got the trigger; the gate took its default."""
     INTERRUPTED = "interrupted"
     """The node stopped between the trigger and the record."""
     UNRECORDED = "unrecorded"
@@ -336,13 +338,15 @@ class Intent:
 class Settled:
     """An attempt the provider answered, with its own count of tokens.
 
-    `cost` is None when no price is known for what was used: unpriced is never zero.
-    `raw_usage` is the provider's usage block, verbatim.
+    `cost` is None when no price is known for what was used: unpriced is never zero. It
+    was priced by the rows in force at `rated_at_us`. `raw_usage` is the provider's usage
+    block, verbatim.
     """
 
     attempt_id: str
     usage: TokenUsage
     cost: Cost | None
+    rated_at_us: int
     raw_usage: str
     response_id: str | None
     model_served: str | None

@@ -83,6 +83,9 @@ class Journal(Protocol):
         not take records; the part then goes the safe way.
         """
 
+    def missing_triggers(self, upto: int) -> list[int]:
+        """Return the triggers from 1 to `upto` that ended as nothing so far."""
+
 
 class Ledger(Protocol):
     """Everything that was spent here, in order. Entries are added, never changed."""

@@ -22,14 +22,13 @@ import hashlib
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
 from qcnode.domain import Action, Evidence, Fault, FaultKind, Inspection, Verdict
 from qcnode.errors import CameraError, JournalUnavailableError, ModelError
 from qcnode.policy import action_for, judge
-from qcnode.ports import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     from qcnode.domain import Frame, JournalRecord, Limits, Prediction, Trigger
     from qcnode.health import HealthBoard
-    from qcnode.ports import Camera, Line, Model
+    from qcnode.ports import Camera, Journal, Line, Model
 
 log = structlog.get_logger()
 
@@ -45,13 +44,6 @@ UNKNOWN_PART = "unknown"
 """The part of a trigger that is known by its number alone."""
 LATENCIES_MAX = 20_000
 OWED_MAX = 10_000
-
-
-class PartJournal(Journal, Protocol):
-    """A journal that also knows which triggers it has no outcome for."""
-
-    def missing_triggers(self, upto: int) -> list[int]:
-        """Return the triggers from 1 to `upto` that ended as nothing so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,7 +75,7 @@ class Station:
         limits: Limits,
         failsafe: Action,
         line: Line,
-        journal: PartJournal,
+        journal: Journal,
         health: HealthBoard,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
@@ -269,7 +261,7 @@ class Station:
             self._fault(
                 seq,
                 UNKNOWN_PART,
-                FaultKind.LATE,
+                FaultKind.MISSED,
                 "the line was ahead of the node and kept no place",
             )
         self._last_seq = max(self._last_seq, upto)

@@ -31,6 +31,7 @@ def settled(attempt="a1", *, usage=USAGE, cost=COST):
         attempt_id=attempt,
         usage=usage,
         cost=cost,
+        rated_at_us=AT_US,
         raw_usage='{"prompt_tokens": 1000, "completion_tokens": 50}',
         response_id=f"resp-{attempt}",
         model_served="vlm-1",

@@ -40,6 +40,7 @@ def entry(seq=2, **changes):
         model="vlm-1",
         usage=USAGE,
         cost=COST,
+        rated_us=AT_US,
         hold=None,
         closed=False,
         dispute=None,

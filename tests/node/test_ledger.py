@@ -93,6 +93,7 @@ def settled(attempt_id: str, pico: int | None = 60) -> Settled:
         attempt_id=attempt_id,
         usage=TokenUsage(input_tokens=7, output_tokens=3),
         cost=None if pico is None else usd(pico),
+        rated_at_us=1_795_000_000_000_000,
         raw_usage='{"prompt_tokens": 7}',
         response_id="r",
         model_served="m",

@@ -61,6 +61,7 @@ class BillEntry:
     model: str | None
     usage: TokenUsage | None
     cost: Cost | None
+    rated_us: int | None
     hold: Cost | None
     closed: bool
     dispute: str | None
@@ -309,10 +310,9 @@ class _Sum:
 
 def _difference(entry: BillEntry, usage: TokenUsage, prices: Pricing) -> Difference | None:
     recomputed: Cost | None
+    rated_us = entry.at_us if entry.rated_us is None else entry.rated_us
     try:
-        recomputed = prices.price(
-            usage, entry.provider or "", entry.model or "", from_us(entry.at_us)
-        )
+        recomputed = prices.price(usage, entry.provider or "", entry.model or "", from_us(rated_us))
     except UnpricedError:
         recomputed = None
     if recomputed == entry.cost:

@@ -77,6 +77,7 @@ class Posting:
     model: str | None = None
     usage: TokenUsage | None = None
     cost: Cost | None = None
+    rated_us: int | None = None
     hold: Cost | None = None
     closes_seq: int | None = None
     dispute: str | None = None
@@ -175,6 +176,7 @@ def _post_one(
         model=known.model,
         usage=fact.usage if isinstance(fact, Settled) else None,
         cost=fact.cost if isinstance(fact, Settled) else None,
+        rated_us=fact.rated_at_us if isinstance(fact, Settled) else None,
         hold=fact.hold if isinstance(fact, Indeterminate) else None,
         closes_seq=known.last_seq,
     )
@@ -200,6 +202,8 @@ def _check_values(entry: LedgerEntry, fact: LedgerFact) -> None:
     _check_name(entry, "attempt", fact.attempt_id)
     if isinstance(fact, Settled):
         _check_usage(entry, fact.usage)
+        if not isinstance(fact.rated_at_us, int) or not 0 <= fact.rated_at_us <= AT_US_MAX:
+            raise _broken(entry, f"it was rated at {fact.rated_at_us!r}, which is no instant")
         if fact.cost is not None:
             _check_cost(entry, fact.cost)
     elif isinstance(fact, Indeterminate):

@@ -121,6 +121,7 @@ class EntryRow(_Billing, table=True):
     reasoning_tokens: int | None = Field(default=None, sa_type=BIG)
     cost_currency: str | None = Field(default=None, sa_type=Text)
     cost_pico: int | None = Field(default=None, sa_type=BIG)
+    rated_us: int | None = Field(default=None, sa_type=BIG)
     price_rows: str | None = Field(default=None, sa_type=Text)
     hold_currency: str | None = Field(default=None, sa_type=Text)
     hold_pico: int | None = Field(default=None, sa_type=BIG)

@@ -49,6 +49,7 @@ def upgrade() -> None:
         sa.Column("reasoning_tokens", BIG, nullable=True),
         sa.Column("cost_currency", sa.Text(), nullable=True),
         sa.Column("cost_pico", BIG, nullable=True),
+        sa.Column("rated_us", BIG, nullable=True),
         sa.Column("price_rows", sa.Text(), nullable=True),
         sa.Column("hold_currency", sa.Text(), nullable=True),
         sa.Column("hold_pico", BIG, nullable=True),
