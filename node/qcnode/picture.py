@@ -123,12 +123,14 @@ def encode_jpeg(pixels: NDArray[np.uint8], *, quality: int = 90) -> bytes:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return RGB pixels as PNG, which brings every pixel back as it was."""
+    """Return RGB or grey pixels as PNG, which brings every pixel back as it was."""
     return _encode(pixels, ".png", [])
 
 
 def _encode(pixels: NDArray[np.uint8], suffix: str, options: list[int]) -> bytes:
-    done, data = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    grey = pixels.ndim == 2  # noqa: PLR2004  # rows and columns
+    ordered = pixels if grey else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(suffix, ordered, options)
     if not done:
         raise PictureError(f"a picture of shape {pixels.shape} cannot be written as {suffix}")
     return data.tobytes()

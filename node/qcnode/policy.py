@@ -18,7 +18,7 @@ def judge(prediction: Prediction | None, limits: Limits) -> Verdict:
     """Say what the evidence supports; a score on a limit gets the stricter verdict.
 
     Where the limits cross (parts pass up to a score from which others are rejected)
-    everything between them is asked about: no certificate covers it.
+    everything between them is asked about.
     """
     if prediction is None:
         return Verdict.UNDEFINED

@@ -1,4 +1,4 @@
-"""The shipped images, built and run with podman as `deploy/compose.yaml` has them.
+"""The shipped images and units, run with podman: compose as written, and a machine booted.
 
 Everything happens in a network and a mount namespace of the test's own, so nothing is
 left behind and no address of this machine is touched. Building takes minutes; with
@@ -28,6 +28,7 @@ IMAGES = {
     ],
     "qcnode-mosquitto": ["-f", "deploy/container/Containerfile.mosquitto"],
     "qcnode-postgres": ["-f", "deploy/container/Containerfile.postgres"],
+    "qcnode-booted": ["-f", "tests/deploy/Containerfile.booted"],
 }
 COMPOSE = ["-f", "deploy/compose.yaml", "-f", "deploy/compose.scripted.yaml"]
 CONTAINERS = ("node", "billing", "mosquitto", "postgres", "provider")
@@ -140,6 +141,7 @@ def site(tmp_path_factory, repository):
         )
         yield site
         site.compose("down", "--volumes", check=False)
+        site.run("podman", "rm", "--force", "--time", "1", "booted", check=False)
         keeper.stdin.close()
     if not kept:
         shutil.rmtree(home, ignore_errors=True)
@@ -172,6 +174,27 @@ def images(site, repository):
         )
         assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"[-6000:]
     return tuple(IMAGES)
+
+
+@pytest.fixture(scope="module")
+def machine(site, images):
+    """Boot systemd with the units installed, and give the node a model of its own making."""
+    assert images
+
+    def command(*words, check=True):
+        return site.run("podman", "exec", "booted", *words, check=check).stdout.strip()
+
+    # A unit's sandbox is made of mounts and namespaces, so this machine may make them.
+    flags = ["--systemd=always", "--privileged", "--network", "none", "--tmpfs", "/tmp"]  # noqa: S108  # its own
+    site.run("podman", "run", "--detach", "--name", "booted", *flags, "qcnode-booted")
+    site.wait(
+        "the machine is up",
+        lambda: command("systemctl", "is-system-running", check=False) == "running",
+    )
+    qcnode = "/opt/qcnode/venv/bin/qcnode"
+    command("env", "HOME=/tmp", qcnode, "demo", "--parts", "5", "--home", "/etc/qcnode/first")
+    command("chmod", "-R", "a+rX", "/etc/qcnode/first")
+    return command
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +262,41 @@ def test_a_container_told_to_stop_ends_by_itself(running, service):
 
     [found] = json.loads(running.run("podman", "inspect", f"qcnode_{service}_1").stdout)
     assert found["State"]["ExitCode"] == 0  # 137 if it had to be killed
+
+
+def property_of(machine, unit, name):
+    return machine("systemctl", "show", unit, "--property", name, "--value")
+
+
+def test_the_hardened_units_run(machine):
+    for unit in ("qcnode", "qcnode-billing"):
+        machine("systemctl", "start", unit)  # of the node, this returns when it says READY
+
+        pid = property_of(machine, unit, "MainPID")
+        status = machine("cat", f"/proc/{pid}/status")
+        assert property_of(machine, unit, "ActiveState") == "active"
+        assert "Seccomp:\t2" in status
+        assert "NoNewPrivs:\t1" in status
+        assert "CapBnd:\t0000000000000000" in status
+        assert "Uid:\t0" not in status
+    assert property_of(machine, "qcnode", "StatusText").startswith("judging parts")
+
+
+def test_a_node_that_hangs_is_killed_and_started_again(machine, site):
+    machine("systemctl", "start", "qcnode")
+    hanging = property_of(machine, "qcnode", "MainPID")
+
+    machine("kill", "-STOP", hanging)
+
+    site.wait("the watchdog bites", lambda: property_of(machine, "qcnode", "NRestarts") == "1")
+    site.wait("the node is back", lambda: property_of(machine, "qcnode", "ActiveState") == "active")
+    assert property_of(machine, "qcnode", "MainPID") != hanging
+    assert "Watchdog timeout" in machine("journalctl", "--unit", "qcnode", "--output", "cat")
+
+
+def test_a_service_told_to_stop_ends_by_itself(machine):
+    for unit in ("qcnode", "qcnode-billing"):
+        machine("systemctl", "start", unit)
+        machine("systemctl", "stop", unit)
+
+        assert property_of(machine, unit, "Result") == "success"  # "timeout" if it had to be killed

@@ -151,9 +151,9 @@ def test_triggers_the_line_dropped_are_faults_also_the_last_ones():
 
     assert [i.trigger_seq for i in world.journal.inspections()] == [1, 4, 5]
     assert [(f.trigger_seq, f.kind) for f in world.journal.faults()] == [
-        (2, FaultKind.LATE),
-        (3, FaultKind.LATE),
-        (6, FaultKind.LATE),
+        (2, FaultKind.MISSED),
+        (3, FaultKind.MISSED),
+        (6, FaultKind.MISSED),
     ]
 
 
