@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.programs import find_postgres, find_program
-from tests.services import mosquitto, postgres
+from tests.services import make_mosquitto, mosquitto, postgres
+from tests.taught import doubtful_model, rendered_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-__all__ = ["mosquitto", "postgres"]  # fixtures for everybody
+# Fixtures for everybody.
+__all__ = ["doubtful_model", "make_mosquitto", "mosquitto", "postgres", "rendered_data"]
 
 ROOT = Path(__file__).resolve().parent.parent
 

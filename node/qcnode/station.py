@@ -182,8 +182,7 @@ class Station:
         latency_us = (self._clock_ns() - trigger.at_ns) // 1000
         self._latencies_us.append(latency_us)
         if not in_time:
-            reason = f"the action came {latency_us / 1000:.1f} ms after the trigger, too late"
-            self._fault(trigger.seq, trigger.part_id, FaultKind.LATE, reason, late_verdict=verdict)
+            self._miss_gate(trigger, verdict, latency_us)
             return
 
         inspection = self._inspection(trigger, sight, verdict, action, latency_us)
@@ -194,6 +193,14 @@ class Station:
             return
         self._outcomes[verdict] += 1
         self._live = LiveView(frame=sight.frame, prediction=sight.prediction, inspection=inspection)
+
+    def _miss_gate(self, trigger: Trigger, verdict: Verdict, latency_us: int) -> None:
+        if self._stopping.is_set():
+            kind, reason = FaultKind.INTERRUPTED, "the node was stopped before it could act"
+        else:
+            kind = FaultKind.LATE
+            reason = f"the action came {latency_us / 1000:.1f} ms after the trigger, too late"
+        self._fault(trigger.seq, trigger.part_id, kind, reason, late_verdict=verdict)
 
     def _look(self, trigger: Trigger) -> _Sight:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -24,8 +23,9 @@ from qcnode.lines.topics import NodeTopics
 from tests.bridge.fakes_billing import FakeBilling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
+    from collections.abc import AsyncIterator
+
+    from tests.services import Mosquitto
 
 TOPICS = NodeTopics(site="s", area="a", line="l", node="n1")
 TOKEN = "a-token"
@@ -150,71 +150,23 @@ class MqttSide:
         client.publish(message.properties.ResponseTopic, answer, qos=1, properties=about)
 
 
-class Mosquitto:
-    """A broker of our own, with users, that can be killed and come back."""
-
-    def __init__(self, folder: Path, port: int, program: Callable[[str], Path]) -> None:
-        self.port = port
-        self._program = program("mosquitto")
-        self._config = folder / "mosquitto.conf"
-        self._process: subprocess.Popen[bytes] | None = None
-        passwords = folder / "passwords"
-        passwords.touch(mode=0o600)
-        for user in ("n1", "billing", "stranger"):
-            subprocess.run(
-                [program("mosquitto_passwd"), "-b", passwords, user, "secret"], check=True
-            )
-        acl = folder / "acl"
-        acl.write_text(
+@pytest.fixture
+def broker(make_mosquitto) -> Mosquitto:
+    """A broker where each user may do what its part needs, and a stranger nothing."""
+    return make_mosquitto(
+        users=dict.fromkeys(("n1", "billing", "stranger"), "secret"),
+        acl=(
             "user n1\n"
             f"topic write {TOPICS.usage}\ntopic read {TOPICS.ack}\n"
             "user billing\n"
             f"topic read {TOPICS.usage}\ntopic write {TOPICS.ack}\n"
-        )
-        for file in (passwords, acl):
-            file.chmod(0o644)
-        folder.chmod(0o755)
-        self._config.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous false\n"
-            f"password_file {passwords}\nacl_file {acl}\nuser root\n"
-        )
-
-    def launch(self) -> None:
-        self._process = subprocess.Popen(
-            [self._program, "-c", self._config],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    async def start(self) -> None:
-        self.launch()
-        async with asyncio.timeout(10):
-            while True:
-                with contextlib.suppress(OSError):
-                    _reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    writer.close()
-                    await writer.wait_closed()
-                    return
-                await asyncio.sleep(0.02)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(10)
-            self._process = None
+        ),
+    )
 
 
 @pytest.fixture
-async def mosquitto(tmp_path, free_port, program) -> AsyncIterator[Mosquitto]:
-    broker = Mosquitto(tmp_path, free_port(), program)
-    await broker.start()
-    yield broker
-    broker.kill()
-
-
-@pytest.fixture
-async def mqtt(mosquitto) -> AsyncIterator[MqttSide]:
-    side = MqttSide(mosquitto)
+async def mqtt(broker) -> AsyncIterator[MqttSide]:
+    side = MqttSide(broker)
     await side.start()
     yield side
     await side.stop()
@@ -348,9 +300,9 @@ def test_http_refuses_an_address_that_is_none(url):
 
 
 @pytest.mark.mosquitto
-async def test_mqtt_a_broker_without_a_billing_server_has_delivered_nothing(mosquitto):
+async def test_mqtt_a_broker_without_a_billing_server_has_delivered_nothing(broker):
     (batch,) = batches(1)
-    async with closing(MqttSide(mosquitto).channel()) as channel:
+    async with closing(MqttSide(broker).channel()) as channel:
         with pytest.raises(LineUnavailableError, match="nobody at broker"):
             await channel.send(batch)
 
@@ -399,7 +351,7 @@ async def test_mqtt_a_killed_broker_is_said_and_its_successor_is_used(mqtt):
         with pytest.raises(LineUnavailableError, match="broker"):
             await channel.send(second)
         await mqtt.stop()
-        await mqtt.broker.start()
+        mqtt.broker.start()
         restarted = MqttSide(mqtt.broker)
         restarted.billing = mqtt.billing
         await restarted.start()

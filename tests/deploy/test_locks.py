@@ -1,4 +1,4 @@
-"""What the lock files promise: every version with its hash, from wherever it comes, and no torch."""
+"""What the lock files promise: versions with hashes, from wherever they come, and no torch."""
 
 import re
 

@@ -82,6 +82,7 @@ def test_the_command_it_starts_exists_with_its_options(repository, unit):
 
 @pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is missing")
 def test_the_users_of_the_units_are_made(repository, tmp_path):
+    (tmp_path / "etc").mkdir()
     subprocess.run(
         [
             "systemd-sysusers",

@@ -26,6 +26,7 @@ from qcnode.lines.world import read_fates
 
 START_S = 60.0
 PERIOD_MS = 40.0
+NEVER_MS = 3_600_000.0
 
 
 class Zygote:
@@ -78,9 +79,13 @@ class Corner:
         self.billing_port = self.free_port()
         self.panel_port = self.free_port()
         self.children = []
-        self.config = self.home / "node.toml"
+        self.config = self._write_config("node.toml", period_ms=PERIOD_MS)
+        self.resting = self._write_config("resting.toml", period_ms=NEVER_MS)
+
+    def _write_config(self, name, *, period_ms):
         channel = "http" if self.broker_port is None else "mqtt"
-        self.config.write_text(
+        path = self.home / name
+        path.write_text(
             f"""
             [node]
             tenant = "t"
@@ -88,7 +93,7 @@ class Corner:
             [panel]
             port = {self.panel_port}
             [line]
-            period_ms = {PERIOD_MS}
+            period_ms = {period_ms}
             gate_mm = 400.0
             [camera]
             defect_rate = 0.4
@@ -109,6 +114,7 @@ class Corner:
             port = {self.broker_port or 1883}
             """
         )
+        return path
 
     def open(self):
         """Start what is around the node."""
@@ -136,8 +142,10 @@ class Corner:
         for child in self.children:
             child.wait(20)
 
-    def start_node(self):
-        return self.zygote.start(self.config, self.home / "node.log")
+    def start_node(self, *, resting=False):
+        """Start a node and return its process id; a resting one's line sends no parts."""
+        config = self.resting if resting else self.config
+        return self.zygote.start(config, self.home / "node.log")
 
     def triggers(self):
         """Return how many parts the line has counted; cheap enough to poll."""

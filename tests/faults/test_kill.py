@@ -52,7 +52,7 @@ def check_after_restart(corner):
     corner.until_triggers(corner.triggers() + 5, pid)
     assert stop_gently(corner.zygote, pid) == 0
 
-    pid = corner.start_node()
+    pid = corner.start_node(resting=True)
     corner.until_billed(pid)
     assert stop_gently(corner.zygote, pid) == 0
     check_parts(corner.home)
@@ -66,9 +66,20 @@ def check_after_restart(corner):
     return ledger
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.long)])
-def test_a_node_killed_again_and_again_loses_nothing(make_corner, kills):
-    corner = make_corner()
+SERVICES = (pytest.mark.mosquitto, pytest.mark.postgres)
+
+
+@pytest.mark.parametrize(
+    ("around", "kills"),
+    [
+        ("make_corner", 12),
+        pytest.param("make_serviced_corner", 6, marks=SERVICES),
+        pytest.param("make_corner", 100, marks=pytest.mark.long),
+        pytest.param("make_serviced_corner", 100, marks=(pytest.mark.long, *SERVICES)),
+    ],
+)
+def test_a_node_killed_again_and_again_loses_nothing(request, around, kills):
+    corner = request.getfixturevalue(around)()
 
     lost = kill_at_random_moments(corner, kills, seed=20261122)
     ledger = check_after_restart(corner)
@@ -107,7 +118,9 @@ def test_the_checks_do_find_what_they_look_for(make_corner):
             "SELECT name FROM sqlite_master WHERE type = 'trigger'"
         ).fetchall():
             ledger.execute(f"DROP TRIGGER {name}")
-        ledger.execute("UPDATE entry SET body = replace(body, 'intent', 'INTENT') WHERE seq = 1")
+        ledger.execute(
+            "UPDATE entry SET body = CAST(replace(body, 'intent', 'INTENT') AS BLOB) WHERE seq = 1"
+        )
     ledger.close()
     with pytest.raises(LedgerCorruptError, match="entry 1"):
         check_requests(broken)
