@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from qcnode.domain import LedgerTotals
     from qcnode.main import Node
     from qcnode.ports import Channel
 
@@ -360,6 +361,7 @@ def _summary(node: Node, store: BillingStore, options: DemoOptions) -> dict[str,
         **{name: counts[name] for name in counts if name != "waiting"},
         "waiting": counts["waiting"],
         "attempts": totals.attempts,
+        "tokens_if_all_were_asked": _if_all_were_asked(counts["parts"], totals),
         "indeterminate": totals.indeterminate,
         "tokens": {"input": totals.input_tokens, "output": totals.output_tokens},
         "cost_pico": totals.cost_pico,
@@ -381,6 +383,13 @@ def _summary(node: Node, store: BillingStore, options: DemoOptions) -> dict[str,
         "provider": "scripted provider (no LLM; its answers come from the line's own truth)",
         "home": str(options.home),
     }
+
+
+def _if_all_were_asked(parts: int, totals: LedgerTotals) -> int | None:
+    """Estimate the tokens of asking about every part, at the mean of what was settled here."""
+    if totals.settled == 0:
+        return None
+    return (totals.input_tokens + totals.output_tokens) * parts // totals.settled
 
 
 def _quantile_ms(sorted_us: list[int], share: float) -> float | None:

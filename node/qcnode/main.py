@@ -71,6 +71,7 @@ MICRO = 1_000_000
 PICTURES_MAX = 5_000
 REVIEW_SPARE_S = 5.0
 NOTICE_S = 0.2
+STUCK_S = 5.0
 STATION_STOP_S = 1.5
 AGENT_STOP_S = 2.0
 OUTBOX_STOP_S = 0.5
@@ -125,7 +126,7 @@ class Node:
                 services = [
                     tasks.create_task(self.desk.run()),
                     tasks.create_task(
-                        feed_watchdog(supervisor, alive=lambda: self.station.failure is None)
+                        feed_watchdog(supervisor, alive=self._alive)
                     ),
                     tasks.create_task(self._notice_failure()),
                 ]
@@ -157,6 +158,10 @@ class Node:
         await asyncio.to_thread(self.journal.close, JOURNAL_STOP_S)
         await asyncio.to_thread(self.ledger.close)
         self.socket.close()
+
+    def _alive(self) -> bool:
+        # A camera or model that never returns cannot be stopped from within.
+        return self.station.failure is None and self.station.busy_s() < STUCK_S
 
     async def _notice_failure(self) -> None:
         while True:

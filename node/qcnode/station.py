@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 UNKNOWN_PART = "unknown"
 """The part of a trigger that is known by its number alone."""
+NS_PER_S = 1_000_000_000
 LATENCIES_MAX = 20_000
 OWED_MAX = 10_000
 
@@ -96,6 +97,7 @@ class Station:
         self._last_seq = 0
         self._owed: deque[JournalRecord] = deque()
         self._live: LiveView | None = None
+        self._in_hand_since_ns: int | None = None
         self._latencies_us: deque[int] = deque(maxlen=LATENCIES_MAX)
         self._outcomes: Counter[Verdict | FaultKind] = Counter()
         self._stopping = threading.Event()
@@ -110,8 +112,10 @@ class Station:
         try:
             self._begin()
             for trigger in self._line.triggers():
+                self._in_hand_since_ns = self._clock_ns()
                 self._take(trigger)
                 self._collect_passages()
+                self._in_hand_since_ns = None
             self._account_for(self._line.last_trigger())
         except Exception as error:
             words = f"the line loop failed: {error}"
@@ -141,6 +145,11 @@ class Station:
     def failure(self) -> Exception | None:
         """What ended the thread, if it was not the line's end or `stop`."""
         return self._failure
+
+    def busy_s(self) -> float:
+        """Return for how long the part in hand has been in hand; 0 between parts."""
+        since_ns = self._in_hand_since_ns
+        return 0.0 if since_ns is None else (self._clock_ns() - since_ns) / NS_PER_S
 
     def live(self) -> LiveView | None:
         """Return the last part that was inspected; any thread may ask."""

@@ -286,7 +286,7 @@ def test_a_node_that_hangs_is_killed_and_started_again(machine, site):
     machine("systemctl", "start", "qcnode")
     hanging = property_of(machine, "qcnode", "MainPID")
 
-    machine("kill", "-STOP", hanging)
+    machine("systemctl", "kill", "--signal=STOP", "qcnode")
 
     site.wait("the watchdog bites", lambda: property_of(machine, "qcnode", "NRestarts") == "1")
     site.wait("the node is back", lambda: property_of(machine, "qcnode", "ActiveState") == "active")

@@ -79,10 +79,10 @@ class Corner:
         self.billing_port = self.free_port()
         self.panel_port = self.free_port()
         self.children = []
-        self.config = self._write_config("node.toml", period_ms=PERIOD_MS)
-        self.resting = self._write_config("resting.toml", period_ms=NEVER_MS)
+        self.config = self._write_config("node.toml", period_ms=PERIOD_MS, asks="true")
+        self.resting = self._write_config("resting.toml", period_ms=NEVER_MS, asks="false")
 
-    def _write_config(self, name, *, period_ms):
+    def _write_config(self, name, *, period_ms, asks):
         channel = "http" if self.broker_port is None else "mqtt"
         path = self.home / name
         path.write_text(
@@ -100,7 +100,7 @@ class Corner:
             [model]
             dir = "{self.model}"
             [agent]
-            enabled = true
+            enabled = {asks}
             level = "L3"
             waiting_max = 500
             [provider]
@@ -143,7 +143,7 @@ class Corner:
             child.wait(20)
 
     def start_node(self, *, resting=False):
-        """Start a node and return its process id; a resting one's line sends no parts."""
+        """Start a node and return its process id; a resting one gets no parts and asks nobody."""
         config = self.resting if resting else self.config
         return self.zygote.start(config, self.home / "node.log")
 

@@ -312,3 +312,19 @@ def test_every_trigger_is_one_verdict_or_one_fault_and_only_good_parts_pass(trou
     passed = {seq for seq, action in world.line.met.items() if action is Action.ACCEPT}
     good = {i.trigger_seq for i in world.journal.inspections() if i.verdict is Verdict.OK}
     assert passed == good
+
+
+def test_a_part_that_stays_in_hand_is_seen_from_outside():
+    seen = []
+
+    class SlowModel(FakeModel):
+        def predict(self, frame):
+            world.clock.advance(ms=7_000)
+            seen.append(world.station.busy_s())
+            return super().predict(frame)
+
+    world = World(model=SlowModel())
+    world.station.run()
+
+    assert seen == [7.0]
+    assert world.station.busy_s() == 0.0

@@ -198,6 +198,7 @@ def _print(summary: dict[str, Any]) -> None:
                 f" ({summary['indeterminate']} indeterminate)"
             ),
         ),
+        ("spared", _spared(summary)),
         ("cost", _money(summary["cost_pico"]) + _held(summary["held_pico"])),
         (
             "ledger",
@@ -220,6 +221,14 @@ def _print(summary: dict[str, Any]) -> None:
     typer.echo(
         f"              qcnode billing invoice --tenant demo --url sqlite:///{home}/billing.db"
     )
+
+
+def _spared(summary: dict[str, Any]) -> str:
+    everything = summary["tokens_if_all_were_asked"]
+    if everything is None:
+        return "nothing was asked"
+    used = sum(summary["tokens"].values())
+    return f"about {everything} tokens had every part been asked about, {used} as it was"
 
 
 def _money(pico: dict[str, int]) -> str:
