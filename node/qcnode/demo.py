@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +36,13 @@ from qcnode.books import chain
 from qcnode.cameras.folder import FolderPictures
 from qcnode.cameras.studio import DefectKind
 from qcnode.cameras.virtual import write_dataset
-from qcnode.domain import AgentLevel
-from qcnode.errors import LedgerCorruptError, ManifestError, ProviderUnavailableError
+from qcnode.domain import AgentLevel, FaultKind
+from qcnode.errors import (
+    LedgerCorruptError,
+    ManifestError,
+    ProviderUnavailableError,
+    SettingsError,
+)
 from qcnode.lines.http import HttpChannel
 from qcnode.lines.world import read_fates
 from qcnode.main import QuietServer, build_node, listen
@@ -56,7 +63,7 @@ from qcnode.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from qcnode.domain import LedgerTotals
@@ -71,6 +78,7 @@ BUDGET_MICRO = 2_000_000
 PROVIDER_START_S = 60.0
 REVIEWS_END_S = 90.0
 BILL_END_S = 30.0
+BELT_EMPTY_S = 5.0
 SHOW_EVERY_S = 0.5
 
 
@@ -99,15 +107,22 @@ class Show:
     running: Callable[[Node], None]
 
 
-async def run_demo(options: DemoOptions, show: Show) -> dict[str, Any]:
-    """Run the demo and return its summary; see `qcnode demo --help` for its fields."""
+def run_demo(options: DemoOptions, show: Show) -> dict[str, Any]:
+    """Run the demo and return its summary.
+
+    Until the model is taught a signal ends the process as usual; from then on it ends
+    the belt, and the books are still brought to agree.
+    """
+    with _alone_in(options.home):
+        data = _prepare(options, show)
+        return asyncio.run(_run(options, data, show))
+
+
+async def _run(options: DemoOptions, data: Path, show: Show) -> dict[str, Any]:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-
-    options.home.mkdir(parents=True, exist_ok=True)
-    data = await asyncio.to_thread(_prepare, options, show)
     key, token = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
     async with contextlib.AsyncExitStack() as undo:
         base_url = await undo.enter_async_context(_scripted_provider(options, key))
@@ -138,20 +153,42 @@ async def run_demo(options: DemoOptions, show: Show) -> dict[str, Any]:
 # -- before ------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _alone_in(home: Path) -> Iterator[None]:
+    """Keep other demos out of `home`, before anything in it is touched."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / "demo.lock").open("w")
+    except OSError as error:
+        raise SettingsError(f"{home}: cannot be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(
+                f"{home}: another demo runs there; wait for it, or give another --home"
+            ) from None
+        yield
+
+
 def _prepare(options: DemoOptions, show: Show) -> Path:
     """Return the data set, with a model taught on it in `home/model`."""
     data = options.data
     if data is None:
         data = options.home / "flange"
-        if not (data / "train").is_dir():
+        if not data.is_dir():
             show.say("rendering pictures of good and defective parts to teach on")
+            # Half a data set must not pass for a whole one when the demo is stopped here.
+            unfinished = options.home / "flange.part"
+            shutil.rmtree(unfinished, ignore_errors=True)
             write_dataset(
-                data,
+                unfinished,
                 seed=SEED,
                 good=GOOD_PARTS,
                 defects=DEFECTS_EACH,
                 progress=lambda done, of: show.teaching("render", done, of),
             )
+            unfinished.rename(data)
     if not _is_taught_from(options.home / "model", data):
         show.say(f"teaching a model on {data}")
         teach(
@@ -224,10 +261,11 @@ async def _scripted_provider(options: DemoOptions, key: str) -> AsyncIterator[st
             *("--world", str(options.home / "world.log")),
             *("--log", str(options.home / "provider.log")),
             *("--port", str(port), "--accuracy", str(options.accuracy)),
-            *("--error-rate", "0.04", "--timeout-rate", "0.02"),
+            *("--error-rate", "0.04", "--timeout-rate", "0.02", "--until-stdin-closes"),
         ],
         env={**os.environ, "QCNODE_PROVIDER_API_KEY": key},
-        stdin=subprocess.DEVNULL,
+        # Nothing is written here: it closes when this process dies, however it dies.
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         # Ctrl-C is for the demo, which ends its child itself.
         start_new_session=True,
@@ -242,6 +280,8 @@ async def _scripted_provider(options: DemoOptions, key: str) -> AsyncIterator[st
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        if child.stdin is not None:
+            child.stdin.close()
 
 
 async def _until_alive(url: str, child: subprocess.Popen[bytes]) -> None:
@@ -320,8 +360,9 @@ async def _until_parts_are_through(
             asyncio.get_running_loop().time() - started >= options.seconds
         )
         if over or stop.is_set():
-            await asyncio.to_thread(node.station.stop)
-            await asyncio.to_thread(node.station.join, 5.0)
+            show.say("no more parts are sent")
+            node.line.finish()
+            await asyncio.to_thread(node.station.join, BELT_EMPTY_S)
             break
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHOW_EVERY_S):
@@ -331,7 +372,7 @@ async def _until_parts_are_through(
 
 async def _until_books_agree(node: Node, show: Show, stop: asyncio.Event) -> None:
     """Wait for the agent's last rulings and the last receipt."""
-    show.say("the belt is empty; waiting for the last rulings and receipts")
+    show.say("waiting for the last rulings and receipts")
     waiting = asyncio.create_task(node.desk.settled())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait(
@@ -357,9 +398,19 @@ def _summary(node: Node, store: BillingStore, options: DemoOptions) -> dict[str,
         verified = node.ledger.verify() == totals.entries
     except LedgerCorruptError:
         verified = False
+    gate = {
+        "false_rejects": sum(fate.is_false_reject for fate in fates),
+        "escapes": sum(fate.is_escape for fate in fates),
+    }
+    rulings = {
+        "false_rejects": sum(fate.is_false_scrap for fate in fates),
+        "escapes": sum(fate.is_false_release for fate in fates),
+    }
+    outcomes = node.station.outcomes()
     return {
-        **{name: counts[name] for name in counts if name != "waiting"},
-        "waiting": counts["waiting"],
+        **counts,
+        "parts_this_run": sum(outcomes.values()),
+        "faults_this_run": {kind.value: outcomes[kind] for kind in FaultKind if outcomes.get(kind)},
         "attempts": totals.attempts,
         "tokens_if_all_were_asked": _if_all_were_asked(counts["parts"], totals),
         "indeterminate": totals.indeterminate,
@@ -374,8 +425,9 @@ def _summary(node: Node, store: BillingStore, options: DemoOptions) -> dict[str,
             "matches": (billed.entries, billed.cost_pico, billed.held_pico)
             == (totals.entries, totals.cost_pico, totals.held_pico),
         },
-        "false_rejects": sum(fate.is_false_reject for fate in fates),
-        "escapes": sum(fate.is_escape for fate in fates),
+        "false_rejects": gate["false_rejects"] + rulings["false_rejects"],
+        "escapes": gate["escapes"] + rulings["escapes"],
+        "wrong": {"gate": gate, "rulings": rulings},
         "defective": sum(fate.is_defective for fate in fates),
         "p50_ms": _quantile_ms(latencies, 0.50),
         "p99_ms": _quantile_ms(latencies, 0.99),

@@ -24,7 +24,7 @@ from qcbridge.prices import PriceBook
 from qcnode.books.ledger_file import LedgerReader
 from qcnode.domain import TokenUsage
 from qcnode.errors import QcError
-from qcnode.main import LOOPBACK, listen
+from qcnode.main import listen, panel_token
 from qcnode.runtime.onnx import OnnxModel
 from qcnode.settings import load_settings
 
@@ -118,7 +118,7 @@ def _home(settings: Settings) -> Finding:
     place = home
     while not place.exists():
         place = place.parent
-    if not os.access(place, os.W_OK):
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         return Finding(
             check="home",
             ok=False,
@@ -171,11 +171,13 @@ def _model(settings: Settings) -> Finding:
 
 def _panel(settings: Settings) -> Finding:
     panel = settings.panel
-    if panel.host not in LOOPBACK and settings.secrets.panel_token is None:
+    try:
+        panel_token(settings)
+    except QcError as error:
         return Finding(
             check="panel",
             ok=False,
-            words=f"{panel.host} can be reached from elsewhere and there is no token",
+            words=str(error),
             fix="set QCNODE_PANEL_TOKEN or QCNODE_PANEL_TOKEN_FILE",
         )
     try:

@@ -49,6 +49,7 @@ from qcnode.lines.virtual import Belt, UnknownParts, VirtualLine
 from qcnode.lines.world import last_trigger_in
 from qcnode.logs import configure_logs
 from qcnode.panel.app import create_panel, serve_config
+from qcnode.panel.guard import TOKEN_LENGTH_MIN
 from qcnode.panel.sources import About
 from qcnode.runtime.onnx import OnnxModel
 from qcnode.sdnotify import Supervisor, feed_watchdog
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
     from qcnode.lines.virtual import PartSource
     from qcnode.manifest import ModelManifest
-    from qcnode.ports import Camera, Channel, Line
+    from qcnode.ports import Camera, Channel
     from qcnode.settings import Settings
 
 log = structlog.get_logger()
@@ -92,7 +93,7 @@ class Node:
     health: HealthBoard
     journal: Journal
     ledger: SqliteLedger
-    line: Line
+    line: VirtualLine
     camera: Camera
     station: Station
     desk: Desk
@@ -125,9 +126,7 @@ class Node:
                 self.station.start()
                 services = [
                     tasks.create_task(self.desk.run()),
-                    tasks.create_task(
-                        feed_watchdog(supervisor, alive=self._alive)
-                    ),
+                    tasks.create_task(feed_watchdog(supervisor, alive=self._alive)),
                     tasks.create_task(self._notice_failure()),
                 ]
                 if self.outbox is not None:
@@ -196,7 +195,10 @@ def run_node(settings: Settings) -> None:
         asyncio.run(_run_until_signal(settings))
     except* QcError as group:
         # One line each, and the exit code of wrong input: a restart alone mends nothing.
-        raise group.exceptions[0] from None
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):  # A service has tasks of its own.
+            error = error.exceptions[0]
+        raise error from None
 
 
 async def _run_until_signal(settings: Settings) -> None:
@@ -305,7 +307,7 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             health=health,
             about=_about(settings, model),
             hosts=settings.panel.public_hosts,
-            token=_panel_token(settings),
+            token=panel_token(settings),
             now=now,
         )
         node = Node(
@@ -477,8 +479,12 @@ def _about(settings: Settings, model: OnnxModel) -> About:
 
 
 def _promises(manifest: ModelManifest) -> Iterator[str]:
+    yield "Of the model alone, for parts like those it was calibrated on:"
     for promise in (manifest.reject_from, manifest.accept_below):
-        yield promise.guarantee or promise.reason
+        if promise.guarantee is None:
+            yield promise.reason
+        else:
+            yield f"{promise.guarantee} (n = {promise.n})"
 
 
 def _budget(settings: Settings) -> Budget | None:
@@ -488,12 +494,18 @@ def _budget(settings: Settings) -> Budget | None:
     return Budget(currency=budget.currency, limit_pico=budget.per_day_micro * PICO_PER_MICRO)
 
 
-def _panel_token(settings: Settings) -> str | None:
+def panel_token(settings: Settings) -> str | None:
+    """Return the panel's token, if it has one; raises `SettingsError` where it needs a better."""
     token = _reveal(settings.secrets.panel_token)
     if token is None and settings.panel.host not in LOOPBACK:
         raise SettingsError(
             f"panel.host = {settings.panel.host!r}: beyond this machine the panel needs"
             " QCNODE_PANEL_TOKEN (or QCNODE_PANEL_TOKEN_FILE)"
+        )
+    if token is not None and len(token) < TOKEN_LENGTH_MIN:
+        raise SettingsError(
+            f"QCNODE_PANEL_TOKEN: a token of {len(token)} characters can be guessed; use at least"
+            f" {TOKEN_LENGTH_MIN}"
         )
     return token
 

@@ -358,7 +358,7 @@ async def bridge(tmp_path, *, budget=None, answer_timeout_s=10.0, agent=None, **
 
 async def test_a_part_is_put_to_the_provider_and_its_tokens_are_on_record(tmp_path):
     async with bridge(tmp_path) as way:
-        way.provider.parts(P_1="defect:dent")
+        way.provider.parts(P_1="dent")
         opinion = await ask(way.agent)
         totals = way.ledger.totals()
         (row,) = way.provider.requests()

@@ -239,3 +239,36 @@ async def test_a_server_that_names_its_hosts_answers_to_no_other(sqlite_store):
         answer = await client.get("/livez", headers={"host": "evil.example"})
         assert answer.status_code == 400
         assert (await client.get("/livez", headers={"host": "localhost:8081"})).status_code == 200
+
+
+async def test_a_node_that_dies_while_it_sends_is_no_fault_of_the_server(sqlite_store):
+    app = create_app(sqlite_store, token=None, now=lambda: NOW)
+    heard = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    said = []
+
+    async def receive():
+        return heard.pop(0)
+
+    async def send(message):
+        said.append(message)
+
+    await app(
+        {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/v1/batches",
+            "raw_path": b"/v1/batches",
+            "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1"), (b"content-type", EVENT["content-type"].encode())],
+        },
+        receive,
+        send,
+    )
+
+    assert said[0]["status"] == 400
+    assert sqlite_store.tenants() == ()

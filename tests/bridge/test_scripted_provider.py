@@ -14,8 +14,11 @@ import pytest
 from qcbridge.evidence import show
 from qcbridge.prompts import build_prompt, parse_ruling
 from qcbridge.providers.scripted import MODEL, ScriptedSettings, World
+from qcnode.cameras.studio import DefectKind
+from qcnode.cameras.virtual import RenderedParts
 from qcnode.domain import Escalation, Finding
 from qcnode.errors import SettingsError
+from qcnode.lines.virtual import Belt, VirtualLine
 from qcnode.picture import encode_png
 from tests.scripted import KEY, scripted_provider
 
@@ -75,7 +78,7 @@ def opinion_in(response, part_id):
 
 def test_it_answers_with_the_truth_the_line_wrote_down(tmp_path):
     with scripted_provider(tmp_path) as provider:
-        provider.parts(P_1="good", P_2="defect:dent", P_3="defect:unheard-of")
+        provider.parts(P_1="good", P_2="dent", P_3="unheard-of")
         findings = [opinion_in(ask(provider, f"P-{n}"), f"P-{n}") for n in (1, 2, 3, 4)]
 
     assert [opinion.finding for opinion in findings] == [
@@ -98,13 +101,13 @@ def test_parts_triggered_after_its_first_answer_are_known_too(tmp_path):
 
 def test_a_line_still_being_written_is_not_read_as_the_truth(tmp_path):
     file = tmp_path / "world.log"
-    file.write_text("trigger 1 P-1 good\npassage 1 x\ntrigger 2 P-2 defect:sc")
+    file.write_text("trigger 1 P-1 good\npassage 1 x\ntrigger 2 P-2 sc")
     world = World(file)
 
     assert (world.truth("P-1"), world.truth("P-2")) == ("good", None)
     with file.open("a") as more:
         more.write("ratch\n")
-    assert world.truth("P-2") == "defect:scratch"
+    assert world.truth("P-2") == "scratch"
 
 
 def test_its_usage_adds_up_and_the_second_question_finds_its_opening_cached(tmp_path):
@@ -309,3 +312,37 @@ def test_every_line_of_its_books_is_whole(tmp_path):
         rows = [json.loads(line) for line in provider.log.read_text().splitlines()]
 
     assert sorted(row["attempt"] for row in rows) == sorted(f"a-{n}" for n in range(50))
+
+
+def test_the_truth_it_knows_is_what_the_virtual_line_writes(tmp_path):
+    parts = RenderedParts(seed=3, defect_share=0.5)
+    line = VirtualLine(
+        parts=parts,
+        belt=Belt(period_ms=10, speed_mm_per_s=500, gate_mm=50, guard_ms=5),
+        world=tmp_path / "world.log",
+        count=20,
+        seed=3,
+        now=lambda: datetime(2026, 11, 22, tzinfo=UTC),
+        new_id=lambda: "id",
+        by_hand=True,
+    )
+    line.step(0)
+    line.step(1_000_000_000)
+
+    world = World(tmp_path / "world.log")
+
+    told = {parts.part(seq) for seq in range(1, 21)}
+    assert {(part_id, world.truth(part_id)) for part_id, _ in told} == told
+    assert len({truth for _, truth in told}) > 2
+
+
+def test_a_provider_that_is_always_right_calls_every_defect_one(tmp_path):
+    kinds = [*map(str, DefectKind), "anomaly"]
+    with scripted_provider(tmp_path, accuracy=1.0) as provider:
+        provider.parts(**{f"P_{number}": kind for number, kind in enumerate(kinds)}, P_x="unknown")
+        seen = [
+            opinion_in(ask(provider, f"P-{number}"), f"P-{number}").finding
+            for number in (*range(len(kinds)), "x")
+        ]
+
+    assert seen == [*[Finding.DEFECTIVE] * len(kinds), Finding.UNSURE]

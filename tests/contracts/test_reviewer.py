@@ -107,7 +107,7 @@ def make_reviewer(request):
 
 async def test_a_part_gets_an_opinion_that_says_whose_it_is(make_reviewer, tmp_path, ledger):
     with scripted_provider(tmp_path) as provider:
-        provider.parts(P_1="defect:dent", P_2="good")
+        provider.parts(P_1="dent", P_2="good")
         reviewer = make_reviewer(provider, ledger)
         picture, heat = encode_png(PIXELS), encode_png(HEAT)
         one = await reviewer.review(make_escalation("P-1"), picture, heat)

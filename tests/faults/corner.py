@@ -32,16 +32,19 @@ NEVER_MS = 3_600_000.0
 class Zygote:
     """The process that starts nodes by forking."""
 
-    def __init__(self):
+    def __init__(self, environ=None):
         self._process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("zygote.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=environ,
         )
 
-    def start(self, config, log):
-        return int(self._ask(f"start {config} {log}"))
+    def start(self, config, log, **environ):
+        """Start `qcnode run` and return its process id; its output is added to `log`."""
+        more = " ".join(f"{name}={value}" for name, value in environ.items())
+        return int(self._ask(f"start {config} {log} {more}"))
 
     def reap(self, pid):
         """Wait for a node to end and return its exit code, negative for a signal."""
@@ -154,10 +157,29 @@ class Corner:
         except FileNotFoundError:
             return 0
 
+    def until_running(self):
+        """Wait until the node answers."""
+        self._until_alive(self.panel_port)
+
+    def asked(self):
+        """Return how many requests the provider has taken."""
+        return len(provider_books(self.home))
+
     def until_triggers(self, count, pid):
         """Wait until the line has counted `count` parts."""
+        self._until(lambda: self.triggers() >= count, pid)
+
+    def until_asked(self, count, pid):
+        """Wait until the provider has taken `count` requests."""
+        self._until(lambda: self.asked() >= count, pid)
+
+    def until_recorded(self, count, pid):
+        """Wait until the ledger has `count` entries."""
+        self._until(lambda: self.ledger_totals().entries >= count, pid)
+
+    def _until(self, holds, pid):
         deadline = time.monotonic() + START_S
-        while self.triggers() < count:
+        while not holds():
             os.kill(pid, 0)
             assert time.monotonic() < deadline, self.log_tail()
             time.sleep(0.005)
@@ -292,3 +314,24 @@ def stop_gently(zygote, pid):
     """Send SIGTERM and return the exit code."""
     os.kill(pid, signal.SIGTERM)
     return zygote.reap(pid)
+
+
+def check_after_restart(corner):
+    """Start once more, let it finish, end it in good order and look at everything."""
+    pid = corner.start_node()
+    corner.until_triggers(corner.triggers() + 5, pid)
+    assert stop_gently(corner.zygote, pid) == 0
+
+    pid = corner.start_node(resting=True)
+    corner.until_running()
+    corner.until_billed(pid)
+    assert stop_gently(corner.zygote, pid) == 0
+    check_parts(corner.home)
+    check_requests(corner.home)
+    check_money(corner.home)
+    ledger, billed = corner.ledger_totals(), corner.billed()
+    assert billed.entries == ledger.entries
+    assert billed.cost_pico == ledger.cost_pico
+    assert billed.held_pico == ledger.held_pico
+    assert (ledger.open, ledger.unpriced) == (0, 0)
+    return ledger

@@ -12,12 +12,12 @@ import pytest
 from qcnode.errors import LedgerCorruptError
 from qcnode.lines.virtual import WAITING_MAX
 from tests.faults.corner import (
+    check_after_restart,
     check_money,
     check_parts,
     check_requests,
     in_flight,
     outcomes,
-    stop_gently,
 )
 
 IN_FLIGHT_MAX = WAITING_MAX + 2
@@ -31,9 +31,14 @@ def kill_at_random_moments(corner, kills, *, seed, meanwhile=lambda _trial: None
     for trial in range(kills):
         meanwhile(trial)
         pid = corner.start_node()
-        corner.until_triggers(corner.triggers() + chance.randint(1, 25), pid)
-        # The moment itself, between two parts: this is the fault, not a wait for anything.
-        time.sleep(chance.uniform(0, 0.04))
+        if trial % 2:  # While a request is under way: its answer takes about 120 ms.
+            corner.until_asked(corner.asked() + chance.randint(1, 5), pid)
+            moment_s = chance.uniform(0, 0.15)
+        else:  # Between two parts.
+            corner.until_triggers(corner.triggers() + chance.randint(1, 25), pid)
+            moment_s = chance.uniform(0, 0.04)
+        # The moment itself: this is the fault, not a wait for anything.
+        time.sleep(moment_s)
         os.kill(pid, signal.SIGKILL)
         assert corner.zygote.reap(pid) == -signal.SIGKILL
 
@@ -46,33 +51,13 @@ def kill_at_random_moments(corner, kills, *, seed, meanwhile=lambda _trial: None
     return lost
 
 
-def check_after_restart(corner):
-    """Start once more, let it finish, end it in good order and look at everything."""
-    pid = corner.start_node()
-    corner.until_triggers(corner.triggers() + 5, pid)
-    assert stop_gently(corner.zygote, pid) == 0
-
-    pid = corner.start_node(resting=True)
-    corner.until_billed(pid)
-    assert stop_gently(corner.zygote, pid) == 0
-    check_parts(corner.home)
-    check_requests(corner.home)
-    check_money(corner.home)
-    ledger, billed = corner.ledger_totals(), corner.billed()
-    assert billed.entries == ledger.entries
-    assert billed.cost_pico == ledger.cost_pico
-    assert billed.held_pico == ledger.held_pico
-    assert (ledger.open, ledger.unpriced) == (0, 0)
-    return ledger
-
-
 SERVICES = (pytest.mark.mosquitto, pytest.mark.postgres)
 
 
 @pytest.mark.parametrize(
     ("around", "kills"),
     [
-        ("make_corner", 12),
+        ("make_corner", 8),
         pytest.param("make_serviced_corner", 6, marks=SERVICES),
         pytest.param("make_corner", 100, marks=pytest.mark.long),
         pytest.param("make_serviced_corner", 100, marks=(pytest.mark.long, *SERVICES)),
@@ -83,6 +68,7 @@ def test_a_node_killed_again_and_again_loses_nothing(request, around, kills):
 
     lost = kill_at_random_moments(corner, kills, seed=20261122)
     ledger = check_after_restart(corner)
+    assert ledger.attempts >= kills // 2, "the books were under no load"
 
     print(  # noqa: T201  # the figure for docs/faults.md; pytest shows it with -s
         f"\n{kills} kills: {corner.triggers()} parts, in flight at a kill"
@@ -95,7 +81,7 @@ def test_a_node_killed_again_and_again_loses_nothing(request, around, kills):
 def test_the_checks_do_find_what_they_look_for(make_corner):
     """The control: each promise is broken by hand, and its check must fail."""
     corner = make_corner()
-    kill_at_random_moments(corner, 2, seed=7)
+    kill_at_random_moments(corner, 1, seed=7)
     check_after_restart(corner)
 
     broken = corner.home.with_name("broken")

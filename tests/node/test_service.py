@@ -13,7 +13,8 @@ import urllib.request
 
 import pytest
 
-from tests.faults.corner import check_parts, facts
+from qcnode.books.ledger import SqliteLedger
+from tests.faults.corner import Zygote, check_parts, facts
 from tests.scripted import KEY, scripted_provider
 
 START_S = 60.0
@@ -48,7 +49,7 @@ class Service:
         if token is not None:
             request.add_header("Authorization", f"Bearer {token}")
         try:
-            with urllib.request.urlopen(request, timeout=START_S) as answer:
+            with urllib.request.urlopen(request, timeout=START_S) as answer:  # noqa: S310  # our own
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -128,20 +129,26 @@ def serve(tmp_path):
         service.kill()
 
 
-def refused(config, **environ):
+@pytest.fixture(scope="module")
+def zygote():
+    made = Zygote(clean_environ())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def refused(zygote, tmp_path):
     """Run a service that must not start, and return its one line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "qcnode.cli.app", "run", "--config", config],
-        capture_output=True,
-        text=True,
-        timeout=START_S,
-        check=False,
-        env=clean_environ(**environ),
-    )
-    words = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert done.returncode == 2, done.stderr
-    assert len(words) == 1, done.stderr
-    return words[0]
+
+    def refused(config, **environ):
+        log = tmp_path / "refused.log"
+        code = zygote.reap(zygote.start(config, log, **environ))
+        words = [line for line in log.read_text().splitlines() if not line.startswith("{")]
+        assert code == 2, log.read_text()
+        assert len(words) == 1, log.read_text()
+        return words[0]
+
+    return refused
 
 
 # -- running and ending --------------------------------------------------------------
@@ -226,27 +233,30 @@ def test_a_line_that_fails_ends_the_service_with_one_line(configure, serve, tmp_
 # -- what it refuses to start with ---------------------------------------------------
 
 
-def test_a_port_in_use_is_one_line(configure):
+def test_a_port_in_use_is_one_line(configure, refused):
     config, port = configure()
     with socket.create_server(("127.0.0.1", port)):
         assert f"127.0.0.1:{port}" in refused(config)
 
 
-def test_two_nodes_of_one_home_are_one_too_many(configure, serve, free_port):
-    config, port = configure()
-    serve((config, port)).until_ready()
-    config.write_text(config.read_text().replace(f"port = {port}", f"port = {free_port()}"))
+def test_books_that_another_node_keeps_are_one_line(configure, refused, tmp_path):
+    config, _port = configure()
+    (tmp_path / "home").mkdir()
+    path = tmp_path / "home" / "ledger.db"
+    other = SqliteLedger(path, now_us=lambda: 1, new_epoch=lambda: "e")
+    try:
+        assert str(path) in refused(config)
+    finally:
+        other.close()
 
-    assert "ledger.db" in refused(config)
 
-
-def test_a_panel_open_to_others_needs_a_token(configure):
+def test_a_panel_open_to_others_needs_a_token(configure, refused):
     config, _port = configure(panel='host = "0.0.0.0"')
 
     assert "QCNODE_PANEL_TOKEN" in refused(config)
 
 
-def test_a_token_that_can_be_guessed_is_refused(configure):
+def test_a_token_that_can_be_guessed_is_refused(configure, refused):
     config, _port = configure()
 
     said = refused(config, QCNODE_PANEL_TOKEN="short")
@@ -255,13 +265,15 @@ def test_a_token_that_can_be_guessed_is_refused(configure):
     assert "'short'" not in said
 
 
-def test_a_missing_model_is_one_line_that_says_how_to_get_one(configure, tmp_path):
+def test_a_missing_model_is_one_line_that_says_how_to_get_one(configure, refused, tmp_path):
     config, _port = configure(model=tmp_path / "none")
 
     assert "qcnode teach" in refused(config)
 
 
-def test_a_model_that_is_not_the_one_released_is_refused(configure, doubtful_model, tmp_path):
+def test_a_model_that_is_not_the_one_released_is_refused(
+    configure, refused, doubtful_model, tmp_path
+):
     model = shutil.copytree(doubtful_model, tmp_path / "model")
     with (model / "model.onnx").open("r+b") as file:
         file.seek(-1, os.SEEK_END)

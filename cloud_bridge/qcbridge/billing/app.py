@@ -24,6 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from qcbridge.billing.intake import Intake
 from qcbridge.billing.invoices import (
@@ -259,6 +260,8 @@ async def _read_body(request: Request) -> bytes:
         raise HTTPException(
             status.HTTP_408_REQUEST_TIMEOUT, f"the batch did not arrive in {BODY_TIMEOUT_S:g} s"
         ) from None
+    except ClientDisconnect:  # A node that was killed; it will send this again.
+        raise HTTPException(status.HTTP_400_BAD_REQUEST, "the batch ended too early") from None
     return bytes(body)
 
 

@@ -35,6 +35,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from qcbridge.evidence import image_tokens
 from qcnode.domain import Finding
 from qcnode.errors import SettingsError
+from qcnode.lines.world import GOOD, UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -103,8 +104,8 @@ _FATES: Final[Mapping[str, tuple[str, bool]]] = {
 class World:
     """The truth about each part, as the virtual line writes it while it runs.
 
-    Lines are `trigger <seq> <part_id> <truth>`, where the truth is `good` or
-    `defect:<kind>`; other lines are about other things. The file may appear later.
+    Lines are `trigger <seq> <part_id> <truth>`, where the truth is `good`, `unknown` or a
+    kind of defect; other lines are about other things. The file may appear later.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,7 +114,7 @@ class World:
         self._truth: dict[str, str] = {}
 
     def truth(self, part_id: str) -> str | None:
-        """Return `good`, `defect:<kind>`, or None for a part nobody has triggered."""
+        """Return `good`, `unknown`, a kind of defect, or None for a part nobody has triggered."""
         if part_id not in self._truth:
             self._read_on()
         return self._truth.get(part_id)
@@ -207,12 +208,12 @@ class _Script:
         truth = self._world.truth(question.part_id)
         right = dice.random() < self._settings.accuracy
         sure = round(dice.uniform(0.8, 0.99), 2)
-        if truth is None:
+        if truth in (None, UNKNOWN):
             return _ruling(question, Finding.UNSURE, confidence=0.0, reason="nothing of this part")
-        if truth.startswith("defect") != right:
+        if (truth == GOOD) == right:
             return _ruling(question, Finding.GOOD, confidence=sure, reason="no defect")
         # A finding that is wrong on purpose names any kind.
-        kind = truth.partition(":")[2] or next(iter(question.defect_classes), None)
+        kind = next(iter(question.defect_classes), None) if truth == GOOD else truth
         kind = kind if kind in question.defect_classes else None
         reason = f"a defect ({kind})" if kind else "a defect"
         return _ruling(question, Finding.DEFECTIVE, kind=kind, confidence=sure, reason=reason)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,9 +17,6 @@ from qcnode.errors import DatasetError, SettingsError
 from qcnode.logs import configure_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from qcnode.demo import Show
     from qcnode.main import Node
 
 DEMO_HOME = Path("qcnode-demo")
@@ -68,7 +63,7 @@ def demo(
     is scripted (a real HTTP server that knows the answers), and no LLM. Exits with 1 when
     ledger and bill do not agree.
     """
-    from qcnode.demo import DemoOptions, run_demo
+    from qcnode.demo import DemoOptions, Show, run_demo
 
     configure_logs(level=logging.ERROR)
     if data is not None and not data.is_dir():
@@ -85,8 +80,13 @@ def demo(
         billing_url=billing_url,
         keep=keep,
     )
-    with ExitStack() as stack:
-        summary = asyncio.run(run_demo(options, _show(stack)))
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    shown = _Terminal(console) if console.is_terminal else _Log(console)
+    try:
+        show = Show(say=shown.say, teaching=shown.teaching, running=shown.running)
+        summary = run_demo(options, show)
+    finally:
+        shown.close()
     if as_json:
         typer.echo(json.dumps(summary))
     else:
@@ -108,119 +108,149 @@ def _host_and_port(broker: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _show(stack: ExitStack) -> Show:
-    """Show progress on standard error: bars to a person, lines now and then to a file."""
-    from qcnode.demo import Show
+class _Terminal:
+    """Progress for a person: bars while the model is taught, then one line about the belt."""
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        return Show(say=console.print, teaching=_lines(console), running=_status_lines(console))
-    bars = stack.enter_context(
-        Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[words]}"),
-            console=console,
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), console=console
         )
-    )
-    known: dict[str, TaskID] = {}
+        self._belt = Progress(
+            TextColumn("parts {task.completed}/{task.total}  {task.fields[words]}"), console=console
+        )
+        self._tasks: dict[str, TaskID] = {}
 
-    def move(stage: str, done: int, total: int, words: str = "") -> None:
-        if stage not in known:
-            known[stage] = bars.add_task(stage, total=total, words="")
-        bars.update(known[stage], completed=done, total=total, words=words)
+    def say(self, words: str) -> None:
+        self._console.print(words)
 
-    def running(node: Node) -> None:
-        total = node.settings.line.parts or 0
-        move("parts", node.journal.counts().parts, total, _words(node))
+    def teaching(self, stage: str, done: int, total: int) -> None:
+        self._bars.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total)
+        self._bars.update(self._tasks[stage], completed=done)
 
-    return Show(say=bars.console.print, teaching=move, running=running)
+    def running(self, node: Node) -> None:
+        self._bars.stop()
+        self._belt.start()
+        if not self._belt.tasks:
+            self._belt.add_task("belt", total=node.settings.line.parts, words="")
+        self._belt.update(self._belt.task_ids[0], completed=_judged(node), words=_words(node))
 
-
-def _lines(console: Console) -> Callable[[str, int, int], None]:
-    said = 0.0
-
-    def teaching(stage: str, done: int, total: int) -> None:
-        nonlocal said
-        if done == total or time.monotonic() - said >= PLAIN_EVERY_S:
-            said = time.monotonic()
-            console.print(f"{stage}: {done}/{total}")
-
-    return teaching
+    def close(self) -> None:
+        self._bars.stop()
+        self._belt.stop()
 
 
-def _status_lines(console: Console) -> Callable[[Node], None]:
-    said = 0.0
+class _Log:
+    """Progress for a file: a line every few seconds."""
 
-    def running(node: Node) -> None:
-        nonlocal said
-        if time.monotonic() - said >= PLAIN_EVERY_S:
-            said = time.monotonic()
-            console.print(f"parts: {node.journal.counts().parts}  {_words(node)}")
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said = 0.0
 
-    return running
+    def say(self, words: str) -> None:
+        self._console.print(words)
+
+    def teaching(self, stage: str, done: int, total: int) -> None:
+        if done == total or self._is_time():
+            self._console.print(f"{stage}: {done}/{total}")
+
+    def running(self, node: Node) -> None:
+        if self._is_time():
+            self._console.print(f"parts {_judged(node)}  {_words(node)}")
+
+    def close(self) -> None:
+        """Nothing is left on the screen."""
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if now - self._said < PLAIN_EVERY_S:
+            return False
+        self._said = now
+        return True
+
+
+def _judged(node: Node) -> int:
+    return sum(node.station.outcomes().values())
 
 
 def _words(node: Node) -> str:
     counts, totals = node.journal.counts(), node.ledger.totals()
     return (
-        f"OK {counts.ok}  NOT_OK {counts.not_ok}  asked {counts.escalated}"
+        f"OK {counts.ok}  NOT_OK {counts.not_ok}  escalated {counts.escalated}"
         f"  ruled {counts.ruled}  tokens {totals.input_tokens + totals.output_tokens}"
     )
 
 
 def _print(summary: dict[str, Any]) -> None:
     tokens, billing, ledger = summary["tokens"], summary["billing"], summary["ledger"]
-    rows = [
-        ("parts", f"{summary['parts']}, of which {summary['defective']} defective"),
-        (
-            "verdicts",
-            (
-                f"OK {summary['ok']}, NOT_OK {summary['not_ok']},"
-                f" NOT_DECIDABLE {summary['not_decidable']}, UNDEFINED {summary['undefined']},"
-                f" faults {summary['faults']}"
-            ),
+    matches = "equal to the ledger" if billing["matches"] else "NOT EQUAL to the ledger"
+    rows = {
+        "parts": _parts(summary),
+        "verdicts": (
+            f"OK {summary['ok']}, NOT_OK {summary['not_ok']},"
+            f" NOT_DECIDABLE {summary['not_decidable']}, UNDEFINED {summary['undefined']},"
+            f" faults {summary['faults']}{_faults(summary['faults_this_run'])}"
         ),
-        (
-            "desk",
-            (
-                f"{summary['escalated']} escalated, {summary['ruled']} ruled on,"
-                f" {summary['waiting']} wait for a person"
-            ),
+        "desk": (
+            f"{summary['escalated']} escalated, {summary['ruled']} ruled on,"
+            f" {summary['waiting']} wait for a person"
         ),
-        ("wrong", f"{summary['false_rejects']} false rejects, {summary['escapes']} escapes"),
-        ("latency", f"p50 {summary['p50_ms']} ms, p99 {summary['p99_ms']} ms, trigger to action"),
-        (
-            "tokens",
-            (
-                f"{tokens['input']} in, {tokens['output']} out, in {summary['attempts']} attempts"
-                f" ({summary['indeterminate']} indeterminate)"
-            ),
+        "wrong": (
+            f"at the gate {_wrong(summary['wrong']['gate'])};"
+            f" by rulings {_wrong(summary['wrong']['rulings'])}"
         ),
-        ("spared", _spared(summary)),
-        ("cost", _money(summary["cost_pico"]) + _held(summary["held_pico"])),
-        (
-            "ledger",
-            f"{ledger['entries']} entries, chain {'verified' if ledger['verified'] else 'BROKEN'}",
+        "latency": _latency(summary),
+        "tokens": (
+            f"{tokens['input']} in, {tokens['output']} out, in {summary['attempts']} attempts"
+            f" ({summary['indeterminate']} indeterminate)"
         ),
-        (
-            "bill",
-            (
-                f"{billing['entries']} entries, {_money(billing['cost_pico'])}:"
-                f" {'equal to the ledger' if billing['matches'] else 'NOT EQUAL to the ledger'}"
-            ),
+        "spared": _spared(summary),
+        "cost": _money(summary["cost_pico"]) + _held(summary["held_pico"]),
+        "ledger": (
+            f"{ledger['entries']} entries, chain {'verified' if ledger['verified'] else 'BROKEN'}"
         ),
-        ("provider", summary["provider"]),
-    ]
-    for name, words in rows:
+        "bill": f"{billing['entries']} entries, {_money(billing['cost_pico'])}: {matches}",
+        "provider": summary["provider"],
+    }
+    for name, words in rows.items():
         typer.echo(f"{name:<10}{words}")
     home = summary["home"]
     typer.echo(f"\nlook into it: qcnode ledger verify --home {home}")
     typer.echo(f"              qcnode ledger show --home {home}")
-    typer.echo(
-        f"              qcnode billing invoice --tenant demo --url sqlite:///{home}/billing.db"
+    if (Path(home) / "billing.db").exists():
+        typer.echo(
+            f"              qcnode billing invoice --tenant demo --url sqlite:///{home}/billing.db"
+        )
+
+
+def _parts(summary: dict[str, Any]) -> str:
+    words = f"{summary['parts']}, of which {summary['defective']} defective"
+    earlier = summary["parts"] - summary["parts_this_run"]
+    return f"{words}; {earlier} of them in earlier runs in this home" if earlier > 0 else words
+
+
+def _faults(kinds: dict[str, int]) -> str:
+    if not kinds:
+        return ""
+    named = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    busy = "; too late means diverted: this machine is busy" if "late" in kinds else ""
+    return f" ({named}{busy})"
+
+
+def _wrong(errors: dict[str, int]) -> str:
+    rejects, escapes = errors["false_rejects"], errors["escapes"]
+    return (
+        f"{rejects} false reject{'' if rejects == 1 else 's'},"
+        f" {escapes} escape{'' if escapes == 1 else 's'}"
     )
+
+
+def _latency(summary: dict[str, Any]) -> str:
+    if summary["p50_ms"] is None:
+        return "no part was judged in this run"
+    return f"p50 {summary['p50_ms']} ms, p99 {summary['p99_ms']} ms, trigger to action"
 
 
 def _spared(summary: dict[str, Any]) -> str:
@@ -228,12 +258,16 @@ def _spared(summary: dict[str, Any]) -> str:
     if everything is None:
         return "nothing was asked"
     used = sum(summary["tokens"].values())
-    return f"about {everything} tokens had every part been asked about, {used} as it was"
+    return f"about {everything - used} of the {everything} tokens that asking about all would take"
 
 
 def _money(pico: dict[str, int]) -> str:
-    amounts = [f"{value // PICO}.{value % PICO:012d} {name}" for name, value in pico.items()]
-    return ", ".join(amounts) or "nothing"
+    return ", ".join(f"{_exact(value)} {name}" for name, value in pico.items()) or "nothing"
+
+
+def _exact(pico: int) -> str:
+    whole, part = divmod(pico, PICO)
+    return f"{whole}.{f'{part:012d}'.rstrip('0'):0<2}"
 
 
 def _held(pico: dict[str, int]) -> str:

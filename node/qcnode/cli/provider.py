@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 import time
 from pathlib import Path  # noqa: TC003  # Typer reads annotations while the program runs
 from typing import Annotated
@@ -16,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def scripted_provider(
     *,
-    world: Annotated[Path, typer.Option(help="The virtual line's record of what each part is.")],
+    world: Annotated[Path, typer.Option(help="What each part is: world.log in the node's home.")],
     log: Annotated[Path, typer.Option(help="The provider's own books, appended to.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes any.")] = 8090,
     accuracy: Annotated[float, typer.Option(help="Share of findings that are right.")] = 0.95,
@@ -28,6 +32,7 @@ def scripted_provider(
     reset_rate: Annotated[float, typer.Option(help="Share of connections cut.")] = 0.0,
     prose_rate: Annotated[float, typer.Option(help="Share of answers in prose.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed gives a part the same fate.")] = 1,
+    until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", hidden=True)] = False,
 ) -> None:
     """Answer as an LLM provider would, from the virtual line's own truth: no model is behind it.
 
@@ -53,4 +58,12 @@ def scripted_provider(
         prose_rate=prose_rate,
         seed=seed,
     )
+    if until_stdin_closes:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     serve(settings, now=time.time)
+
+
+def _end_with_parent() -> None:
+    """Wait until whoever started this is gone, and end as on SIGTERM."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)

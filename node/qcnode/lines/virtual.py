@@ -171,6 +171,12 @@ class VirtualLine:
         """Write down what becomes of a diverted part."""
         self._world.write("dispose", part_id, disposition)
 
+    def finish(self) -> None:
+        """Send no more parts; those on the belt still meet the gate as commanded."""
+        with self._news:
+            self._count, self._coming = self._sent, None
+            self._news.notify_all()
+
     def stop(self) -> None:
         """Stop triggering and let go of the gate: parts under way take its default."""
         with self._news:

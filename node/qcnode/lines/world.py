@@ -87,15 +87,23 @@ class Fate:
 
     @property
     def is_false_reject(self) -> bool:
-        """Say whether a good part was rejected or scrapped."""
-        lost = self.action is Action.REJECT or self.disposition is Disposition.SCRAP
-        return self.truth == GOOD and lost
+        """Say whether the gate rejected a good part."""
+        return self.truth == GOOD and self.action is Action.REJECT
 
     @property
     def is_escape(self) -> bool:
-        """Say whether a defective part was accepted or released."""
-        passed = self.action is Action.ACCEPT or self.disposition is Disposition.RELEASE
-        return self.is_defective and passed
+        """Say whether the gate accepted a defective part."""
+        return self.is_defective and self.action is Action.ACCEPT
+
+    @property
+    def is_false_scrap(self) -> bool:
+        """Say whether a ruling scrapped a good part."""
+        return self.truth == GOOD and self.disposition is Disposition.SCRAP
+
+    @property
+    def is_false_release(self) -> bool:
+        """Say whether a ruling released a defective part."""
+        return self.is_defective and self.disposition is Disposition.RELEASE
 
 
 def read_fates(path: Path) -> list[Fate]:

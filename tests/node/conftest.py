@@ -1,0 +1,35 @@
+"""The commands as people type them, run in this process."""
+
+import os
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from qcnode.cli.app import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def qcnode(monkeypatch, capfd):
+    """Run a command as the shell would; whatever is not said on purpose comes out here."""
+    for name in [name for name in os.environ if name.startswith("QCNODE_")]:
+        monkeypatch.delenv(name)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["qcnode", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return Done(ended.value.code or 0, said.out, said.err)
+
+    return run
