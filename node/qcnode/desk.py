@@ -244,12 +244,27 @@ class Desk:
         return find_box(map_, width=width, height=height)
 
     async def _expire_and_offer(self) -> None:
+        self._tell_budget()
         now = self._now()
         for waiting in self.waiting():
             if waiting.escalation.expires_at <= now:
                 await self._expire(waiting)
             else:
                 self._offer(waiting)
+
+    def _tell_budget(self) -> None:
+        left_pico = self._ledger.budget_left_pico()
+        if self._reviewer is None or left_pico is None:
+            return
+        cost_pico_max = self._reviewer.cost_pico_max()
+        if cost_pico_max is None:
+            words = "the provider's model has no price: undecided parts wait for people"
+            self._health.report("budget", ok=False, words=words)
+        elif left_pico < cost_pico_max:
+            words = "used up for today: undecided parts wait for people"
+            self._health.report("budget", ok=False, words=words)
+        else:
+            self._health.report("budget", ok=True, words="enough for the next review")
 
     def _offer(self, waiting: WaitingEscalation) -> None:
         """Put a part in line for the agent if it may be asked, else leave it to people."""
@@ -285,7 +300,8 @@ class Desk:
             try:
                 await self._review(reviewer, waiting)
             except ProviderUnavailableError as error:
-                log.info("agent not reached", escalation=escalation_id, reason=str(error))
+                # The provider's own health line says when it is gone; this is for each part.
+                log.debug("agent not reached", escalation=escalation_id, reason=str(error))
             except (ProviderRefusedError, BudgetExceededError, UnpricedError) as error:
                 # Asking the same again would cost the same again.
                 waiting.offers = OFFERS_MAX

@@ -24,7 +24,7 @@ from qcbridge.prices import PriceBook
 from qcnode.books.ledger_file import LedgerReader
 from qcnode.domain import TokenUsage
 from qcnode.errors import QcError
-from qcnode.main import listen, panel_token
+from qcnode.main import check_key, listen, panel_token
 from qcnode.runtime.onnx import OnnxModel
 from qcnode.settings import load_settings
 
@@ -110,7 +110,7 @@ def _sqlite() -> Finding:
         "before 3.51.3 two writers can race at a WAL reset; the books have one writer each,"
         " so keep other programs from writing to them"
     )
-    return Finding(check="sqlite", ok=True, words=words, fix=remark if racy else None)
+    return Finding(check="sqlite", ok=True, words=f"{words}; {remark}" if racy else words)
 
 
 def _home(settings: Settings) -> Finding:
@@ -217,9 +217,11 @@ def _prices(settings: Settings) -> Finding:
 
 
 def _provider(settings: Settings) -> Finding:
-    if settings.secrets.provider_api_key is None:
+    try:
+        check_key(settings)
+    except QcError as error:
         return Finding(
-            check="provider", ok=False, words="there is no key", fix="set QCNODE_PROVIDER_API_KEY"
+            check="provider", ok=False, words=str(error), fix="set QCNODE_PROVIDER_API_KEY"
         )
     return _reach("provider", settings.provider.base_url, "check provider.base_url and the network")
 

@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx2
 import structlog
@@ -69,6 +70,7 @@ log = structlog.get_logger()
 
 PICO_PER_MICRO = 1_000_000
 MICRO = 1_000_000
+BACKLOG = 128
 PICTURES_MAX = 5_000
 REVIEW_SPARE_S = 5.0
 NOTICE_S = 0.2
@@ -337,6 +339,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        # From here on the port is taken; who comes early waits until the server runs.
+        listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
         raise SettingsError(
@@ -421,6 +425,7 @@ def _build_agent(
     if not settings.agent.enabled:
         return None
     provider = settings.provider
+    check_key(settings)
     prices = PriceBook.load(*([] if provider.prices is None else [provider.prices]))
     transport = MeteringTransport(
         httpx2.AsyncHTTPTransport(retries=0),
@@ -492,6 +497,16 @@ def _budget(settings: Settings) -> Budget | None:
     if budget.per_day_micro is None:
         return None
     return Budget(currency=budget.currency, limit_pico=budget.per_day_micro * PICO_PER_MICRO)
+
+
+def check_key(settings: Settings) -> None:
+    """Raise `SettingsError` where a provider beyond this machine would be asked without a key."""
+    host = urlsplit(settings.provider.base_url).hostname
+    if settings.secrets.provider_api_key is None and host not in LOOPBACK:
+        raise SettingsError(
+            f"provider.base_url = {settings.provider.base_url!r}: there is no key for it; set"
+            " QCNODE_PROVIDER_API_KEY, or QCNODE_PROVIDER_API_KEY_FILE"
+        )
 
 
 def panel_token(settings: Settings) -> str | None:

@@ -252,20 +252,10 @@ def test_its_key_is_in_no_repr(tmp_path):
     assert KEY not in repr(settings)
 
 
-PROGRAM = """
-import typer
-from qcnode.cli import provider
-app = typer.Typer()
-app.callback()(lambda: None)
-provider.register(app)
-app()
-"""
-
-
 def start(tmp_path, port, **environ):
     return subprocess.Popen(
         [
-            *(sys.executable, "-c", PROGRAM, "scripted-provider"),
+            *(sys.executable, "-m", "qcnode.cli.app", "scripted-provider"),
             *(f"--world={tmp_path / 'world.log'}", f"--log={tmp_path / 'l'}", f"--port={port}"),
         ],
         env={name: value for name, value in os.environ.items() if not name.startswith("QCNODE_")}

@@ -656,8 +656,8 @@ def test_show_prints_totals_while_a_node_writes(tmp_path, run):
         assert shown["totals"]["open"] == 1
         assert [row["seq"] for row in shown["entries"]] == [2, 3]
         words = run("show", "--home", tmp_path).stdout
-        assert "measured 0.000000000060 USD" in words
-        assert "held 0.000000000100 USD" in words
+        assert "measured 0.00000000006 USD" in words
+        assert "held 0.0000000001 USD" in words
 
 
 def test_verify_ends_with_0_and_counts(books, run):
@@ -685,6 +685,21 @@ def test_a_missing_ledger_ends_with_2_and_is_named(tmp_path, run):
     done = run("verify", "--home", tmp_path / "nowhere")
     assert done.exit_code == 2
     assert "nowhere" in done.stderr
+
+
+def test_an_export_of_a_changed_ledger_is_written_and_said_to_be_bad(books, tmp_path, run):
+    with sqlite3.connect(books) as db:
+        db.execute("DROP TRIGGER entry_not_changed")
+        db.execute("UPDATE entry SET body = CAST(replace(body, '60', '61') AS BLOB) WHERE seq = 2")
+    db.close()
+    out = tmp_path / "export.jsonl"
+
+    result = run("export", "--db", books, "--out", out)
+
+    assert result.exit_code == 1
+    assert "entry 2" in result.stderr
+    assert out.exists()
+    assert run("export", "--db", books, "--out", out).exit_code == 2  # not written over
 
 
 def test_an_export_can_be_verified_without_us(books, tmp_path, run):

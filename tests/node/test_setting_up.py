@@ -154,7 +154,12 @@ def test_the_doctor_looks_at_everything_that_is_used(examine, monkeypatch):
         ('[panel]\nhost = "::"\n', "panel", "'::'", "QCNODE_PANEL_TOKEN"),
         ('[node]\nhome = "node.toml/home"\n', "home", "cannot be written", "node.home"),
         ('[node]\nhome = "node.toml"\n', "home", "cannot be written", "node.home"),
-        (ASKING, "provider", "no key", "QCNODE_PROVIDER_API_KEY"),
+        (
+            ASKING + 'base_url = "https://provider.example/v1"\n',
+            "provider",
+            "no key",
+            "QCNODE_PROVIDER_API_KEY",
+        ),
         (
             ASKING + 'model = "unheard-of"\n',
             "prices",

@@ -4,7 +4,8 @@ Pure. Amounts are summed exactly in pico-units and rounded once, on the line, ha
 even, to whole micro-units of the currency; the total is the sum of the lines as they
 stand there. What was measured is billed. What is held (open or indeterminate), what has
 no price and what is disputed stands beside it and is never added in. Currencies are
-never summed together. An entry belongs to the period in which its node wrote it.
+never summed together. An entry belongs to the period in which its node wrote it. Use of
+the scripted provider is measured like any other and marked: nobody is charged for it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from qcnode.errors import BillingError, UnpricedError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+SCRIPTED = "scripted"
+"""The provider that answers from a script: its prices are made up and it sends no bill."""
+NOT_CHARGED = "scripted provider: nobody is charged"
 PICO_PER_MICRO = 1_000_000
 DIFFERENCES_NAMED_MAX = 100
 
@@ -80,6 +84,7 @@ class InvoiceLine:
     usage: TokenUsage
     cost_pico: int
     amount_micro: int
+    scripted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +97,7 @@ class HeldLine:
     currency: str
     attempts: int
     hold_pico: int
+    scripted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +109,7 @@ class UnpricedLine:
     model: str
     attempts: int
     usage: TokenUsage
+    scripted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +127,8 @@ class Difference:
 class Invoice:
     """What one tenant owes for one period, and what is not known yet.
 
-    `recomputed` says whether a price book was at hand; `differing` then counts the
+    `scripted` says whether any of it is of the scripted provider; `scripted_micro` is
+    how much of `total_micro` nobody is charged for. `recomputed` says whether a price book was at hand; `differing` then counts the
     entries it disagrees with, and `differences` names the first of them.
     """
 
@@ -128,6 +136,8 @@ class Invoice:
     period: Period
     lines: tuple[InvoiceLine, ...]
     total_micro: dict[str, int]
+    scripted: bool
+    scripted_micro: dict[str, int]
     held: tuple[HeldLine, ...]
     unpriced: tuple[UnpricedLine, ...]
     disputed: tuple[str, ...]
@@ -176,38 +186,42 @@ def make_invoice(
             usage=total.usage(),
             cost_pico=total.pico,
             amount_micro=round_to_micro(total.pico),
+            scripted=provider == SCRIPTED,
         )
         for (node, provider, model, currency, rows), total in sorted(measured.items())
     )
-    total_micro: dict[str, int] = {}
-    for line in lines:
-        total_micro[line.currency] = total_micro.get(line.currency, 0) + line.amount_micro
+    on_hold = tuple(
+        HeldLine(
+            node=node,
+            provider=provider,
+            model=model,
+            currency=currency,
+            attempts=total.attempts,
+            hold_pico=total.pico,
+            scripted=provider == SCRIPTED,
+        )
+        for (node, provider, model, currency), total in sorted(held.items())
+    )
+    blank = tuple(
+        UnpricedLine(
+            node=node,
+            provider=provider,
+            model=model,
+            attempts=total.attempts,
+            usage=total.usage(),
+            scripted=provider == SCRIPTED,
+        )
+        for (node, provider, model), total in sorted(unpriced.items())
+    )
     return Invoice(
         tenant=tenant,
         period=period,
         lines=lines,
-        total_micro=dict(sorted(total_micro.items())),
-        held=tuple(
-            HeldLine(
-                node=node,
-                provider=provider,
-                model=model,
-                currency=currency,
-                attempts=total.attempts,
-                hold_pico=total.pico,
-            )
-            for (node, provider, model, currency), total in sorted(held.items())
-        ),
-        unpriced=tuple(
-            UnpricedLine(
-                node=node,
-                provider=provider,
-                model=model,
-                attempts=total.attempts,
-                usage=total.usage(),
-            )
-            for (node, provider, model), total in sorted(unpriced.items())
-        ),
+        total_micro=_total_micro(lines),
+        scripted=any(line.scripted for line in (*lines, *on_hold, *blank)),
+        scripted_micro=_total_micro(line for line in lines if line.scripted),
+        held=on_hold,
+        unpriced=blank,
         disputed=tuple(disputed),
         recomputed=prices is not None,
         differing=differing,
@@ -274,6 +288,13 @@ def to_json(invoice: Invoice) -> dict[str, Any]:
     value["rounding"] = "each line half to even to micro-units; the total is the sum of the lines"
     value["total"] = {name: format_micro(micro) for name, micro in invoice.total_micro.items()}
     return value
+
+
+def _total_micro(lines: Iterable[InvoiceLine]) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for line in lines:
+        totals[line.currency] = totals.get(line.currency, 0) + line.amount_micro
+    return dict(sorted(totals.items()))
 
 
 class _Sum:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,8 +34,9 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import NullPool
 
-from qcbridge.billing.invoices import BillEntry, to_us
+from qcbridge.billing.invoices import SCRIPTED, BillEntry, to_us
 from qcbridge.billing.postings import (
     AttemptState,
     BatchRefusedError,
@@ -50,7 +52,6 @@ from qcnode.domain import Cost, Intent, Receipt, TokenUsage
 from qcnode.errors import BillingError, LedgerCorruptError
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
@@ -105,10 +106,21 @@ class LedgerHead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Settled and priced attempts of one currency, the scripted provider's by themselves."""
+
+    currency: str
+    scripted: bool
+    attempts: int
+    cost_pico: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """One tenant's books in one look, under the names the node's own totals have.
 
-    `cost_pico` is measured; `held_pico` is what open and indeterminate attempts can cost
+    `cost_pico` is measured, and `measured` says which part of it is of the scripted
+    provider, which charges nobody; `scripted` is whether anything here is; `held_pico` is what open and indeterminate attempts can cost
     at most; unpriced and disputed entries are counted, because a sum would be a guess.
     """
 
@@ -125,6 +137,8 @@ class Totals:
     output_tokens: int
     cost_pico: dict[str, int]
     held_pico: dict[str, int]
+    scripted: bool
+    measured: tuple[Measured, ...]
     ledgers: tuple[LedgerHead, ...]
 
 
@@ -168,7 +182,11 @@ class BillingStore:
         self._engine.dispose()
 
     def migrate(self) -> None:
-        """Bring the schema up to date; several servers may do this at the same time."""
+        """Bring the schema up to date; several servers may do this at the same time.
+
+        A database that holds something else is refused before anything is written to it.
+        """
+        self._look()
         with _plain_errors(), self._writer.connect() as db:
             if not self._is_sqlite:
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
@@ -185,14 +203,42 @@ class BillingStore:
                 f"no billing database at {database}: name one with --url,"
                 " or make it with `qcnode billing serve`"
             )
-        with _plain_errors(), self._reader.connect() as db:
-            current = MigrationContext.configure(db).get_current_revision()
+        current = self._look()
         wanted = ScriptDirectory.from_config(_alembic_config()).get_current_head()
         if current != wanted:
             raise BillingError(
                 f"the billing database {self.name} is at version {current or 'none'}, not"
                 f" {wanted}: start `qcnode billing serve` on it once"
             )
+
+    def _look(self) -> str | None:
+        """Return the version that is there, and refuse what is no billing database.
+
+        A file is opened for reading only: it may be one that another program is writing.
+        """
+        engine = self._reader
+        if self._is_sqlite:
+            file = Path(self._engine.url.database or "")
+            if not file.is_file():
+                return None
+            engine = sa.create_engine(
+                "sqlite://", creator=lambda: _connect_reading(file), poolclass=NullPool
+            )
+        with _plain_errors(), engine.connect() as db:
+            tables = set(sa.inspect(db).get_table_names())
+            current = MigrationContext.configure(db).get_current_revision()
+        if current is None and tables - {"alembic_version"}:
+            raise BillingError(
+                f"{self.name}: this is no billing database (a node's ledger?): give the one"
+                " that `qcnode billing serve` keeps"
+            )
+        known = ScriptDirectory.from_config(_alembic_config()).walk_revisions()
+        if current is not None and current not in {script.revision for script in known}:
+            raise BillingError(
+                f"{self.name}: at version {current}, which this qcnode does not know: install"
+                " a newer one, or give the database that `qcnode billing serve` keeps"
+            )
+        return current
 
     def ping(self) -> None:
         """Return when the database answers; raises `StoreUnavailableError`."""
@@ -367,6 +413,7 @@ class BillingStore:
             waiting = db.execute(_select_waiting(tenant)).all()
         counts: dict[str, int] = {}
         cost_pico: dict[str, int] = {}
+        measured: list[Measured] = []
         unpriced = disputed = entered = answered = 0
         for row in kinds:
             if row.disputed:
@@ -380,7 +427,16 @@ class BillingStore:
             if row.currency is None:
                 unpriced += row.entries
             else:
-                cost_pico[row.currency] = _joined(row)
+                pico = _joined(row)
+                cost_pico[row.currency] = cost_pico.get(row.currency, 0) + pico
+                measured.append(
+                    Measured(
+                        currency=row.currency,
+                        scripted=bool(row.scripted),
+                        attempts=row.entries,
+                        cost_pico=pico,
+                    )
+                )
         held_pico: dict[str, int] = {}
         unsettled: dict[str, int] = {}
         for row in waiting:
@@ -400,6 +456,8 @@ class BillingStore:
             output_tokens=answered,
             cost_pico=cost_pico,
             held_pico={currency: pico for currency, pico in held_pico.items() if pico},
+            scripted=any(row.scripted for row in kinds if not row.disputed),
+            measured=tuple(measured),
             ledgers=ledgers,
         )
 
@@ -508,6 +566,10 @@ def _make_sqlite(url: sa.URL) -> sa.Engine:
         connection.exec_driver_sql(f"BEGIN {mode}")
 
     return engine
+
+
+def _connect_reading(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_TIMEOUT_S)
 
 
 def _alembic_config() -> Config:
@@ -705,10 +767,13 @@ def _joined(row: Any) -> int:
 
 def _select_kinds(tenant: str) -> sa.Select[Any]:
     disputed = ENTRY.c.dispute.is_not(None).label("disputed")
+    # A literal, because PostgreSQL groups by no expression that holds a parameter.
+    scripted = (ENTRY.c.provider == sa.literal_column(f"'{SCRIPTED}'")).label("scripted")
     return (
         sa.select(
             ENTRY.c.kind,
             disputed,
+            scripted,
             ENTRY.c.cost_currency.label("currency"),
             sa.func.count().label("entries"),
             sa.func.sum(ENTRY.c.input_tokens).label("input_tokens"),
@@ -717,8 +782,8 @@ def _select_kinds(tenant: str) -> sa.Select[Any]:
         )
         .join(LEDGER, LEDGER.c.id == ENTRY.c.ledger_id)
         .where(LEDGER.c.tenant == tenant)
-        .group_by(ENTRY.c.kind, disputed, ENTRY.c.cost_currency)
-        .order_by(ENTRY.c.kind, ENTRY.c.cost_currency)
+        .group_by(ENTRY.c.kind, disputed, scripted, ENTRY.c.cost_currency)
+        .order_by(ENTRY.c.kind, ENTRY.c.cost_currency, scripted)
     )
 
 

@@ -140,8 +140,10 @@ class Journal:
         if self._writer.is_alive():
             log.error("journal closed with records the disk would not take")
             return
+        # The writing connection leaves last, and takes the write-ahead log with it.
         with self._reader_lock:
             self._reader.close()
+        self._db.close()
 
     # -- reading ---------------------------------------------------------------
 
@@ -239,7 +241,6 @@ class Journal:
             group, stopping = self._next_group()
             if group:
                 self._write_group(group)
-        self._db.close()
 
     def _next_group(self) -> tuple[list[_Waiting | _Cursor], bool]:
         item = self._queue.get()

@@ -116,11 +116,15 @@ def verify(*, home: HomeOption = None, db: FileOption = None, as_json: JsonOptio
 def export(
     *,
     out: Annotated[Path, typer.Option(help="The file to write, one JSON object a line.")],
+    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
     home: HomeOption = None,
     db: FileOption = None,
 ) -> None:
     """Write all entries as they are hashed, for an auditor or a billing platform."""
     path = _path(home, db)
+    if out.exists() and not force:
+        typer.echo(f"qcnode ledger export: {out}: exists already; --force writes over it", err=True)
+        raise typer.Exit(2)
     unfinished = out.with_name(out.name + ".part")
     try:
         reader = LedgerReader(path)
@@ -130,15 +134,17 @@ def export(
                 for line in _export_lines(reader):
                     file.write(line + "\n")
                     count += 1
+            unfinished.replace(out)
+            # An auditor wants the entries as they are, and must not take them for proven.
+            reader.verify()
         finally:
             reader.close()
-        unfinished.replace(out)
     except OSError as error:
         typer.echo(f"qcnode ledger export: {out}: cannot be written ({error.strerror})", err=True)
         raise typer.Exit(2) from error
     except QcError as error:
         _give_up("export", error)
-    typer.echo(f"{out}: {count - 1} entries of epoch {reader.epoch}")
+    typer.echo(f"{out}: {count - 1} entries of epoch {reader.epoch}, verified")
 
 
 def _path(home: Path | None, db: Path | None) -> Path:
@@ -168,7 +174,12 @@ def _lines(path: Path, epoch: str, confirmed: int, totals: LedgerTotals) -> Iter
     yield f"{totals.input_tokens} input and {totals.output_tokens} output tokens"
     for name, sums in (("measured", totals.cost_pico), ("held", totals.held_pico)):
         for currency, pico in sorted(sums.items()):
-            yield f"{name} {pico // _PICO}.{pico % _PICO:012d} {currency}"
+            yield f"{name} {_exact(pico)} {currency}"
+
+
+def _exact(pico: int) -> str:
+    whole, part = divmod(pico, _PICO)
+    return f"{whole}.{f'{part:012d}'.rstrip('0'):0<2}"
 
 
 def _export_lines(reader: LedgerReader) -> Iterator[str]:
