@@ -24,7 +24,7 @@ from qcbridge.prices import PriceBook
 from qcnode.books.ledger_file import LedgerReader
 from qcnode.domain import TokenUsage
 from qcnode.errors import QcError
-from qcnode.main import check_key, listen, panel_token
+from qcnode.main import check_provider, listen, panel_token
 from qcnode.runtime.onnx import OnnxModel
 from qcnode.settings import load_settings
 
@@ -218,10 +218,10 @@ def _prices(settings: Settings) -> Finding:
 
 def _provider(settings: Settings) -> Finding:
     try:
-        check_key(settings)
+        check_provider(settings)
     except QcError as error:
         return Finding(
-            check="provider", ok=False, words=str(error), fix="set QCNODE_PROVIDER_API_KEY"
+            check="provider", ok=False, words=str(error), fix="mend the key or [provider]"
         )
     return _reach("provider", settings.provider.base_url, "check provider.base_url and the network")
 

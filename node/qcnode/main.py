@@ -425,7 +425,7 @@ def _build_agent(
     if not settings.agent.enabled:
         return None
     provider = settings.provider
-    check_key(settings)
+    check_provider(settings)
     prices = PriceBook.load(*([] if provider.prices is None else [provider.prices]))
     transport = MeteringTransport(
         httpx2.AsyncHTTPTransport(retries=0),
@@ -499,9 +499,14 @@ def _budget(settings: Settings) -> Budget | None:
     return Budget(currency=budget.currency, limit_pico=budget.per_day_micro * PICO_PER_MICRO)
 
 
-def check_key(settings: Settings) -> None:
-    """Raise `SettingsError` where a provider beyond this machine would be asked without a key."""
+def check_provider(settings: Settings) -> None:
+    """Raise `SettingsError` where a provider beyond this machine has no key, or no name."""
     host = urlsplit(settings.provider.base_url).hostname
+    if settings.provider.name == SCRIPTED and host not in LOOPBACK:
+        raise SettingsError(
+            f"provider.name = {SCRIPTED!r} for {settings.provider.base_url!r}: everything would say"
+            " that nobody is charged; give it the name its price file has"
+        )
     if settings.secrets.provider_api_key is None and host not in LOOPBACK:
         raise SettingsError(
             f"provider.base_url = {settings.provider.base_url!r}: there is no key for it; set"

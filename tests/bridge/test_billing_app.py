@@ -200,6 +200,26 @@ async def test_the_page_shows_nodes_sums_and_what_was_refused(client):
     assert (await client.get("/static/billing.css")).status_code == 200
 
 
+async def test_the_page_says_that_a_scripted_provider_charges_nobody(client):
+    await client.post("/v1/batches", content=raw_batch(write([intent("a1"), settled("a1")])))
+    page = (await client.get("/")).text
+    chip = '<span class="chip">scripted provider: nobody is charged</span>'
+    assert page.count(chip) == 5  # tenant, sum, invoice, line and total
+    assert f"<td>no {chip}</td>" in page
+    assert "<td>yes</td>" not in page
+    assert "<td>[1] [2]</td>" in page
+
+
+async def test_the_page_keeps_what_is_charged_apart_from_what_is_not(client):
+    facts = [intent("a1"), settled("a1"), intent("a2", provider="vendor"), settled("a2")]
+    await client.post("/v1/batches", content=raw_batch(write(facts)))
+    page = (await client.get("/")).text
+    chip = '<span class="chip">scripted provider: nobody is charged</span>'
+    assert (page.count(f"<td>no {chip}</td>"), page.count("<td>yes</td>")) == (1, 1)
+    assert page.count(chip) == 2  # the sum and the line; not tenant, invoice or total
+    assert "0.000001 CNY of it: scripted provider: nobody is charged" in page
+
+
 async def test_names_from_nodes_are_text_on_the_page(client):
     facts = [intent("a1", model="<script>alert(1)</script>"), settled("a1")]
     await client.post("/v1/batches", content=raw_batch(write(facts)))

@@ -12,8 +12,10 @@ import httpx2
 import pytest
 
 from qcnode.books import chain
+from qcnode.books.ledger import SqliteLedger
 from qcnode.cli.app import main
 from tests.bridge.ledgers import (
+    AT_US,
     COST,
     HOLD,
     batch_of,
@@ -144,10 +146,32 @@ def test_an_invoice_is_a_readable_table(billing, url):
     printed = billing("invoice", "--url", url, "--period", "2026-11")
     assert printed.returncode == 0, printed.stderr
     lines = printed.stdout.splitlines()
-    assert lines[1].split()[:3] == ["node", "provider", "model"]
-    assert lines[2].split()[:3] == ["node-1", "scripted", "vlm-1"]
-    assert "Total: 0.000001 CNY" in lines
-    assert any(line.startswith("Held, not billed: 1 attempts") for line in lines)
+    assert lines[2].split()[:3] == ["node", "provider", "model"]
+    assert lines[3].split()[:3] == ["node-1", "scripted", "vlm-1"]
+    assert lines[3].split()[3:5] == ["[1]", "[2]"]
+    assert "Total: 0.000001 CNY (scripted provider: nobody is charged)" in lines
+    assert any(line.startswith("Held, not billed: 1 attempt of") for line in lines)
+    assert lines[-2:] == ["[1] in", "[2] out"]
+
+
+def test_no_paper_reads_as_a_bill_where_the_provider_is_scripted(billing, url):
+    said = "scripted provider: nobody is charged"
+    for words in (("invoice", "--period", "2026-11"), ("totals",)):
+        assert said in billing(*words, "--url", url).stdout.splitlines()[1]
+        shown = json.loads(billing(*words, "--url", url, "--json").stdout)
+        assert (shown["scripted"], shown["scripted_only"]) == (True, True)
+
+
+def test_a_nodes_ledger_is_no_billing_database(billing, tmp_path):
+    path = tmp_path / "ledger.db"
+    SqliteLedger(path, now_us=lambda: AT_US, new_epoch=lambda: "epoch-1").close()
+    before = path.read_bytes()
+    for words in (("totals",), ("invoice",), ("serve", "--port", "0")):
+        done = billing(*words, "--url", f"sqlite:///{path}")
+        assert done.returncode == 2
+        assert "is no billing database (a node's ledger?)" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert path.read_bytes() == before
 
 
 def test_an_invoice_is_recomputed_with_a_price_book(billing, url, repository):
@@ -160,7 +184,8 @@ def test_an_invoice_is_recomputed_with_a_price_book(billing, url, repository):
 
 def test_totals_are_printed_for_people_and_for_programs(billing, url):
     printed = billing("totals", "--url", url)
-    assert "Measured: 0.000001234567 CNY" in printed.stdout
+    assert "acme: 4 entries of 2 attempts" in printed.stdout
+    assert "Measured: 0.000001234567 CNY (scripted provider: nobody is charged)" in printed.stdout
     value = json.loads(billing("totals", "--url", url, "--json").stdout)
     assert value["held_pico"] == {"CNY": HOLD.pico}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qcbridge.billing.invoices import month
 from qcbridge.billing.postings import BatchRefusedError
-from qcbridge.billing.store import BillingStore, StoreUnavailableError
+from qcbridge.billing.store import BillingStore, Measured, StoreUnavailableError
 from qcbridge.billing.tables import METADATA
 from qcnode.books import chain
 from qcnode.domain import Cost, LedgerEntry
@@ -265,6 +265,18 @@ def test_currencies_are_never_summed_together(store):
     assert store.totals("acme").cost_pico == {"CNY": COST.pico, "USD": 5}
 
 
+def test_what_the_scripted_provider_measured_stands_by_itself(store):
+    facts = [intent("a1"), settled("a1"), intent("a2", provider="vendor"), settled("a2")]
+    store.ingest(batch_of(write([*facts, intent("a3", provider="vendor"), settled("a3")])))
+    totals = store.totals("acme")
+    assert totals.cost_pico == {"CNY": 3 * COST.pico}
+    assert totals.measured == (
+        Measured(currency="CNY", scripted=False, attempts=2, cost_pico=2 * COST.pico),
+        Measured(currency="CNY", scripted=True, attempts=1, cost_pico=COST.pico),
+    )
+    assert (totals.scripted, totals.scripted_only) == (True, False)
+
+
 def test_tenants_do_not_see_each_other(store):
     store.ingest(batch_of(write([intent(), settled()]), tenant="acme"))
     store.ingest(batch_of(write([intent(), indeterminate()]), tenant="other"))
@@ -383,6 +395,30 @@ def test_migrating_again_changes_nothing(store):
 def test_an_address_that_is_no_database_is_named(url, says):
     with pytest.raises(BillingError, match=re.escape(says)):
         BillingStore(url, now=lambda: NOW)
+
+
+@pytest.mark.parametrize("work", ["migrate", "check_schema"])
+def test_a_database_that_holds_something_else_is_refused_and_left_alone(database_url, work):
+    with _connected(database_url) as db:
+        db.execute(sa.text("CREATE TABLE something (id INTEGER)"))
+        db.commit()
+    store = BillingStore(database_url, now=lambda: NOW)
+    with pytest.raises(BillingError, match="this is no billing database"):
+        getattr(store, work)()
+    store.close()
+    with _connected(database_url) as db:
+        assert sa.inspect(db).get_table_names() == ["something"]
+        if db.dialect.name == "sqlite":
+            assert db.execute(sa.text("PRAGMA journal_mode")).scalar_one() == "delete"
+
+
+@pytest.mark.parametrize("work", ["migrate", "check_schema"])
+def test_a_version_of_the_future_is_named_and_left_alone(store, database_url, work):
+    with _connected(database_url) as db:
+        db.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        db.commit()
+    with pytest.raises(BillingError, match="at version 9999, which this qcnode does not know"):
+        getattr(store, work)()
 
 
 def test_a_missing_file_is_not_made_by_looking_at_it(tmp_path):

@@ -20,7 +20,7 @@ from qcbridge.billing.invoices import (
     to_json,
     to_us,
 )
-from qcbridge.billing.papers import invoice_text
+from qcbridge.billing.papers import COLUMNS, invoice_text
 from qcnode.domain import Cost, TokenUsage
 from qcnode.errors import BillingError, UnpricedError
 from tests.bridge.ledgers import AT_US, COST, HOLD, USAGE
@@ -133,8 +133,56 @@ def test_what_is_not_measured_is_shown_and_not_billed():
     assert (blank.attempts, blank.usage) == (1, USAGE)
     assert invoice.disputed == ("node-1: entry 10: a second outcome",)
     text = invoice_text(invoice)
-    for words in ("Held, not billed: 1", "at most 0.000009 CNY", "Unpriced, not billed: 1"):
+    for words in (
+        "Held, not billed: 1 attempt of",
+        "at most 0.000009 CNY",
+        "Unpriced, not billed: 1 attempt of",
+    ):
         assert words in text
+
+
+def test_use_of_the_scripted_provider_is_marked_wherever_it_stands():
+    real = {"provider": "vendor"}
+    invoice = invoice_of(entry(2), entry(4, **real), held(6), entry(8, cost=None, **real))
+
+    assert [(line.provider, line.scripted) for line in invoice.lines] == [
+        ("scripted", True),
+        ("vendor", False),
+    ]
+    assert [line.scripted for line in invoice.held] == [True]
+    assert [line.scripted for line in invoice.unpriced] == [False]
+    assert (invoice.scripted, invoice.scripted_only) == (True, False)
+    assert (invoice.total_micro, invoice.scripted_micro) == ({"CNY": 2}, {"CNY": 1})
+    said = "scripted provider: nobody is charged"
+    assert "nobody is charged for that part" in invoice_text(invoice).splitlines()[1]
+    assert f"Total: 0.000002 CNY (0.000001 CNY of it: {said})" in invoice_text(invoice)
+
+
+def test_where_every_line_is_scripted_the_invoice_says_so_first_and_else_not_at_all():
+    said = "scripted provider: nobody is charged"
+    assert invoice_text(invoice_of(held(4))).splitlines()[1] == said
+    real = invoice_of(entry(2, provider="vendor"), held(4, provider="vendor"))
+    assert (real.scripted, real.scripted_only) == (False, False)
+    assert "scripted" not in invoice_text(real)
+
+
+def test_price_rows_are_notes_below_each_once():
+    night = replace(COST, rows=("vendor/vlm-1/input@2026-11-20T00:00:00Z", "out"))
+    text = invoice_text(invoice_of(entry(2), entry(4, cost=night))).splitlines()
+    assert [line.split()[3:5] for line in text[3:5]] == [["[1]", "[2]"], ["[3]", "[2]"]]
+    assert text[-3:] == ["[1] in", "[2] out", "[3] vendor/vlm-1/input@2026-11-20T00:00:00Z"]
+
+
+def test_an_invoice_fits_a_terminal_whatever_the_names():
+    long = {
+        "node": "Q" * 64,
+        "provider": "a-provider-with-a-rather-long-name",
+        "model": "a-model/with-a-long-name-2026-11-20-preview-of-" + "m" * 60,
+    }
+    cost = replace(COST, rows=("in/" + "r" * 150, "out"))
+    text = invoice_text(invoice_of(entry(2, cost=cost, **long), held(4, **long)))
+    assert max(len(line) for line in text.splitlines()) <= COLUMNS
+    assert text.count("Q") == 2 * 64  # folded, not cut
 
 
 def test_a_period_holds_its_first_instant_and_not_its_last():

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -19,10 +22,10 @@ def qcnode():
     app = typer.Typer()
     models.register(app)
 
-    def run(*words, fails=None):
+    def run(*words, fails=None, code=0):
         result = CliRunner().invoke(app, [str(word) for word in words])
         if fails is None:
-            assert result.exit_code == 0, result.stderr
+            assert result.exit_code == code, result.stderr
         else:
             assert isinstance(result.exception, fails)
         return result
@@ -44,6 +47,9 @@ def test_teach_gives_advice_when_parts_are_few(qcnode, make_dataset, tmp_path):
     assert shown["reject_from"]["value"] is None
     assert "put 18 more pictures into train/good" in shown["advice"][0]
     assert "label 9 more defects" in shown["advice"][1]
+    text = qcnode("teach", data, "--out", tmp_path / "m").stdout
+    assert "rejects nothing by itself: no guarantee (n = 6)" in text
+    assert "never" not in text
 
 
 def test_evaluate_prints_one_object(qcnode, plates, plate_release):
@@ -62,7 +68,11 @@ def test_evaluate_prints_one_object(qcnode, plates, plate_release):
         "risk_coverage",
         "ms_per_frame",
     }
-    assert "image AUROC" in qcnode("evaluate", plate_release, plates).stdout
+    text = qcnode("evaluate", plate_release, plates).stdout
+    assert "image AUROC" in text
+    decided = [line for line in text.splitlines() if line.startswith("  deciding")]
+    assert decided
+    assert len(decided) == len(set(decided))
 
 
 def test_inspect_judges_a_folder_and_goes_on_past_a_bad_picture(
@@ -113,15 +123,51 @@ def test_inspect_judges_every_frame_of_a_video(qcnode, plates, plate_release, tm
     assert json.loads(some.stdout)["n"] == 2
 
 
-@pytest.mark.parametrize("make", ["missing", "missing.png", "empty", "text.mp4"])
-def test_a_source_without_pictures_is_named(qcnode, plate_release, tmp_path, make):
+def test_inspect_of_nothing_but_undefined_pictures_ends_with_1(qcnode, plate_release, tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"")
+    words = ("inspect", tmp_path, "--model", plate_release)
+    assert "UNDEFINED            1" in qcnode(*words, code=1).stdout
+    assert json.loads(qcnode(*words, "--json", code=1).stdout)["verdicts"]["UNDEFINED"] == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        ("missing", "no such file or folder"),
+        ("missing.png", "no such file or folder"),
+        ("missing.mp4", "no such file or folder"),
+        ("empty", "no picture in this folder"),
+        ("text.txt", "neither a picture"),
+        ("text.mp4", "nor a video that plays"),
+    ],
+)
+def test_a_source_without_pictures_is_named(qcnode, plate_release, tmp_path, make, says):
     source = tmp_path / make
     if make == "empty":
         source.mkdir()
-    if make == "text.mp4":
+    if make.startswith("text"):
         source.write_text("no video")
     result = qcnode("inspect", source, "--model", plate_release, fails=QcError)
     assert str(source) in str(result.exception)
+    assert says in str(result.exception)
+
+
+@pytest.mark.parametrize("source", ["cut.mp4", "rtsp://127.0.0.1:1/belt", "99"])
+def test_decoders_say_nothing_beside_our_own_line(plate_release, tmp_path, source):
+    # A process of its own: FFmpeg takes its level when the first video is opened.
+    (tmp_path / "cut.mp4").write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + b"x" * 500)
+    done = subprocess.run(
+        [sys.executable, "-m", "qcnode.cli.app", "inspect", source, "--model", plate_release],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if "OPENCV" not in name},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"qcnode: {source}: ")
 
 
 def test_a_csv_that_cannot_be_written_is_named(qcnode, plates, plate_release, tmp_path):

@@ -155,10 +155,16 @@ def test_the_doctor_looks_at_everything_that_is_used(examine, monkeypatch):
         ('[node]\nhome = "node.toml/home"\n', "home", "cannot be written", "node.home"),
         ('[node]\nhome = "node.toml"\n', "home", "cannot be written", "node.home"),
         (
-            ASKING + 'base_url = "https://provider.example/v1"\n',
+            ASKING + 'name = "acme"\nbase_url = "https://provider.example/v1"\n',
             "provider",
             "no key",
-            "QCNODE_PROVIDER_API_KEY",
+            "mend the key",
+        ),
+        (
+            ASKING + 'base_url = "https://provider.example/v1"\n',
+            "provider",
+            "nobody is charged",
+            "[provider]",
         ),
         (
             ASKING + 'model = "unheard-of"\n',

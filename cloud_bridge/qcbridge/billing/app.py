@@ -28,6 +28,7 @@ from starlette.requests import ClientDisconnect
 
 from qcbridge.billing.intake import Intake
 from qcbridge.billing.invoices import (
+    NOT_CHARGED,
     format_micro,
     format_pico,
     from_us,
@@ -36,6 +37,7 @@ from qcbridge.billing.invoices import (
     month_of,
     to_json,
 )
+from qcbridge.billing.papers import count, price_notes
 from qcbridge.billing.postings import BATCH_BYTES_MAX
 from qcbridge.billing.store import StoreUnavailableError
 from qcnode.books import chain
@@ -101,7 +103,10 @@ def create_app(
     pages = Environment(
         loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined
     )
-    pages.filters.update(pico=format_pico, micro=format_micro, instant=_instant)
+    pages.filters.update(
+        pico=format_pico, micro=format_micro, instant=_instant, count=count, notes=price_notes
+    )
+    pages.globals.update(not_charged=NOT_CHARGED)
     app = FastAPI(title="qcnode billing", openapi_url=None)
     app.state.server = _Server(
         store=store,

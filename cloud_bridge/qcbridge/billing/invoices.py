@@ -127,8 +127,9 @@ class Difference:
 class Invoice:
     """What one tenant owes for one period, and what is not known yet.
 
-    `scripted` says whether any of it is of the scripted provider; `scripted_micro` is
-    how much of `total_micro` nobody is charged for. `recomputed` says whether a price book was at hand; `differing` then counts the
+    `scripted` says whether any of it is of the scripted provider, `scripted_only` whether
+    all of it is; `scripted_micro` is how much of `total_micro` nobody is charged for.
+    `recomputed` says whether a price book was at hand; `differing` then counts the
     entries it disagrees with, and `differences` names the first of them.
     """
 
@@ -137,6 +138,7 @@ class Invoice:
     lines: tuple[InvoiceLine, ...]
     total_micro: dict[str, int]
     scripted: bool
+    scripted_only: bool
     scripted_micro: dict[str, int]
     held: tuple[HeldLine, ...]
     unpriced: tuple[UnpricedLine, ...]
@@ -213,12 +215,15 @@ def make_invoice(
         )
         for (node, provider, model), total in sorted(unpriced.items())
     )
+    providers = {line.provider for line in lines} | {line.provider for line in on_hold}
+    providers |= {line.provider for line in blank}
     return Invoice(
         tenant=tenant,
         period=period,
         lines=lines,
         total_micro=_total_micro(lines),
-        scripted=any(line.scripted for line in (*lines, *on_hold, *blank)),
+        scripted=SCRIPTED in providers,
+        scripted_only=providers == {SCRIPTED},
         scripted_micro=_total_micro(line for line in lines if line.scripted),
         held=on_hold,
         unpriced=blank,

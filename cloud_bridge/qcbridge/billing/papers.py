@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qcbridge.billing.invoices import NOT_CHARGED, format_micro, format_pico, from_us
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from qcbridge.billing.invoices import Invoice
     from qcbridge.billing.store import Totals
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 COLUMNS: Final = 100
 _GAP: Final = "  "
 _CELL_MIN: Final = 8
+_PARTLY: Final = "Part of this is of the scripted provider: nobody is charged for that part."
+_TO_RIGHT: Final = frozenset({"attempts", "input", "output", "amount", "entries"})
 
 
 def invoice_text(invoice: Invoice) -> str:
@@ -45,9 +47,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 def _invoice_lines(invoice: Invoice) -> Iterator[str]:
     yield f"Invoice of {invoice.tenant} for {invoice.period.name} (UTC), preview"
     if invoice.scripted:
-        yield _scripted_words(
-            all(line.scripted for line in (*invoice.lines, *invoice.held, *invoice.unpriced))
-        )
+        yield NOT_CHARGED if invoice.scripted_only else _PARTLY
     if not invoice.lines:
         yield "Nothing was measured in this month."
     notes = price_notes(invoice)
@@ -68,11 +68,12 @@ def _invoice_lines(invoice: Invoice) -> Iterator[str]:
         ],
     )
     for currency, micro in invoice.total_micro.items():
-        yield f"Total: {format_micro(micro)} {currency}{_of_this(invoice, currency)}"
+        uncharged = invoice.scripted_micro.get(currency)
+        part = "" if uncharged == micro else f"{format_micro(uncharged or 0)} {currency} of it: "
+        whom = "" if uncharged is None else f" ({part}{NOT_CHARGED})"
+        yield f"Total: {format_micro(micro)} {currency}{whom}"
     if invoice.lines:
         yield "Each line is rounded once, half to even, to six places; the total is their sum."
-    for row, number in notes.items():
-        yield f"[{number}] {row}"
     yield from _not_in_the_total(invoice)
     if invoice.recomputed:
         yield f"Entries that differ from the price book: {invoice.differing}"
@@ -85,6 +86,8 @@ def _invoice_lines(invoice: Invoice) -> Iterator[str]:
             f"  {difference.node} {difference.epoch} entry {difference.seq}:"
             f" recorded {recorded}, by the book {recomputed}"
         )
+    for row, number in notes.items():
+        yield f"[{number}] {row}"
 
 
 def _not_in_the_total(invoice: Invoice) -> Iterator[str]:
@@ -107,7 +110,7 @@ def _totals_lines(totals: Totals) -> Iterator[str]:
     entries = count(totals.entries, "entry", "entries")
     yield f"{totals.tenant}: {entries} of {count(totals.attempts, 'attempt')}"
     if totals.scripted:
-        yield _scripted_words(all(part.scripted for part in totals.measured))
+        yield NOT_CHARGED if totals.scripted_only else _PARTLY
     yield f"Tokens: {totals.input_tokens} input, {totals.output_tokens} output"
     for part in totals.measured:
         whom = f" ({NOT_CHARGED})" if part.scripted else ""
@@ -135,7 +138,7 @@ def _totals_lines(totals: Totals) -> Iterator[str]:
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Iterator[str]:
-    """Write columns as wide as their widest cell, numbers to the right.
+    """Write columns as wide as their widest cell, numbers and amounts to the right.
 
     Where that is too wide, the widest columns of text are folded until it fits.
     """
@@ -143,7 +146,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Iterator[str
         return
     table = [header, *(tuple(str(cell) for cell in row) for row in rows)]
     widths = [max(len(row[place]) for row in table) for place in range(len(header))]
-    to_right = [isinstance(cell, int) for cell in rows[0]]
+    to_right = [name in _TO_RIGHT for name in header]
     folding = [place for place, right in enumerate(to_right) if not right]
     while sum(widths) + len(_GAP) * (len(widths) - 1) > COLUMNS:
         widest = max(folding, key=lambda place: widths[place])

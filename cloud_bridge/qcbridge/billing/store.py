@@ -120,7 +120,8 @@ class Totals:
     """One tenant's books in one look, under the names the node's own totals have.
 
     `cost_pico` is measured, and `measured` says which part of it is of the scripted
-    provider, which charges nobody; `scripted` is whether anything here is; `held_pico` is what open and indeterminate attempts can cost
+    provider, which charges nobody; `scripted` is whether any attempt here is, and
+    `scripted_only` whether all are; `held_pico` is what open and indeterminate attempts can cost
     at most; unpriced and disputed entries are counted, because a sum would be a guess.
     """
 
@@ -138,6 +139,7 @@ class Totals:
     cost_pico: dict[str, int]
     held_pico: dict[str, int]
     scripted: bool
+    scripted_only: bool
     measured: tuple[Measured, ...]
     ledgers: tuple[LedgerHead, ...]
 
@@ -442,6 +444,7 @@ class BillingStore:
         for row in waiting:
             unsettled[row.kind] = unsettled.get(row.kind, 0) + row.entries
             held_pico[row.currency] = held_pico.get(row.currency, 0) + _joined(row)
+        marks = {bool(row.scripted) for row in kinds if not row.disputed}
         return Totals(
             tenant=tenant,
             entries=sum(head.acked_seq for head in ledgers),  # A chain has no gaps.
@@ -456,7 +459,8 @@ class BillingStore:
             output_tokens=answered,
             cost_pico=cost_pico,
             held_pico={currency: pico for currency, pico in held_pico.items() if pico},
-            scripted=any(row.scripted for row in kinds if not row.disputed),
+            scripted=True in marks,
+            scripted_only=marks == {True},
             measured=tuple(measured),
             ledgers=ledgers,
         )

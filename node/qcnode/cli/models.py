@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from qcmodels.evaluate import Evaluation
+    from qcnode.cli.sources import Item
+    from qcnode.domain import Prediction
     from qcnode.manifest import LimitPromise, ModelManifest
+    from qcnode.runtime.onnx import OnnxModel
 
     Progress = Callable[[str, int, int], None]
 
@@ -87,12 +90,12 @@ def teach(
     taught = model.manifest.taught_from
     typer.echo(f"{model.version} ({model.manifest.family}) is at {out}")
     typer.echo(
-        f"taught on {taught.taught} good parts, calibrated on {taught.calibrated} others and "
-        f"{taught.defects} labelled defects"
+        f"taught on {_count(taught.taught, 'good part')}, calibrated on "
+        f"{_count(taught.calibrated, 'other')} and {_count(taught.defects, 'labelled defect')}"
     )
-    for text in _describe("passes below", model.manifest.accept_below):
+    for text in _describe("passes", "below", model.manifest.accept_below):
         typer.echo(text)
-    for text in _describe("rejects from", model.manifest.reject_from):
+    for text in _describe("rejects", "from", model.manifest.reject_from):
         typer.echo(text)
     for text in _advice(model.manifest):
         typer.echo(f"advice: {text}")
@@ -139,6 +142,7 @@ def inspect(
     """Judge the pictures of a source and count the verdicts; no line is attached.
 
     A picture that cannot be read counts as UNDEFINED, with the reason on standard error.
+    Exit code 1 means that all of them were.
     """
     from qcnode.cli.sources import open_source
     from qcnode.runtime.onnx import OnnxModel
@@ -156,12 +160,7 @@ def inspect(
         if rows:
             rows.writerow(["path", "score", "verdict"])
         for item in itertools.islice(items, most):
-            prediction, reason = None, item.reason
-            if item.frame is not None:
-                try:
-                    prediction = model.predict(item.frame)
-                except ModelError as error:
-                    reason = str(error)
+            prediction, reason = _predict(model, item)
             verdict = judge(prediction, model.limits)
             counts[verdict] += 1
             if reason is not None:
@@ -182,9 +181,21 @@ def inspect(
                 }
             )
         )
-        return
-    for verdict in Verdict:
-        typer.echo(f"{verdict:<14}{counts[verdict]:>8}")
+    else:
+        for verdict in Verdict:
+            typer.echo(f"{verdict:<14}{counts[verdict]:>8}")
+    if counts[Verdict.UNDEFINED] == counts.total():
+        raise typer.Exit(1)
+
+
+def _predict(model: OnnxModel, item: Item) -> tuple[Prediction | None, str | None]:
+    """Return what the model says of an item, or the reason why it says nothing."""
+    if item.frame is None:
+        return None, item.reason
+    try:
+        return model.predict(item.frame), None
+    except ModelError as error:
+        return None, str(error)
 
 
 def _summary(manifest: ModelManifest, out: Path) -> dict[str, object]:
@@ -199,10 +210,14 @@ def _summary(manifest: ModelManifest, out: Path) -> dict[str, object]:
     }
 
 
-def _describe(what: str, limit: LimitPromise) -> list[str]:
-    value = "never" if limit.value is None else f"{limit.value:.4f}"
+def _describe(does: str, where: str, limit: LimitPromise) -> list[str]:
+    what = "nothing by itself" if limit.value is None else f"{where} {limit.value:.4f}"
     promise = limit.guarantee or "no guarantee"
-    return [f"{what} {value}: {promise} (n = {limit.n})", f"  {limit.reason}"]
+    return [f"{does} {what}: {promise} (n = {limit.n})", f"  {limit.reason}"]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _advice(manifest: ModelManifest) -> list[str]:
@@ -216,13 +231,13 @@ def _advice(manifest: ModelManifest) -> list[str]:
         total = good_parts_needed(calibrated=limit.n + limit.needed)
         more = total - taught.taught - taught.calibrated
         advice.append(
-            f"put {more} more pictures into train/good (up to half of all calibrate) to let the "
-            "node reject by itself, or raise --alpha"
+            f"put {_count(more, 'more picture')} into train/good (up to half of all calibrate) "
+            "to let the node reject by itself, or raise --alpha"
         )
     if manifest.accept_below.guarantee is None:
         advice.append(
-            f"label {manifest.accept_below.needed} more defects in train/<kind> for a promise on "
-            "escapes; until then let a person check a random share of the passed parts"
+            f"label {_count(manifest.accept_below.needed, 'more defect')} in train/<kind> for a "
+            "promise on escapes; until then let a person check a random share of the passed parts"
         )
     if manifest.input.height is None:
         advice.append("the good pictures differ in size; fix the camera's format if it has one")
@@ -233,7 +248,7 @@ def _report(result: Evaluation) -> list[str]:
     pixel = "no masks" if result.pixel_auroc is None else f"{result.pixel_auroc:.4f}"
     lines = [
         f"{result.model} ({result.family}) on {result.dataset}",
-        f"{result.n_good} good parts, {result.n_defective} defective",
+        f"{_count(result.n_good, 'good part')}, {result.n_defective} defective",
         f"image AUROC {result.image_auroc:.4f}, pixel AUROC {pixel}",
         f"recall at 1 % / 5 % false rejects {result.recall_at_1:.3f} / {result.recall_at_5:.3f}",
     ]
@@ -251,10 +266,11 @@ def _report(result: Evaluation) -> list[str]:
         f"asked about {result.escalation_rate:.3f} of these parts, "
         f"{result.escalation_rate_at_prevalence:.3f} at {result.prevalence:.0%} defective"
     )
-    lines += [
+    # Rows of different limits may come to the same here, which a person needs to read once.
+    lines += dict.fromkeys(
         f"  deciding {row.coverage:6.1%} of parts: {row.risk:.3%} of these wrong"
         for row in result.risk_coverage
-    ]
+    )
     lines.append(f"{result.ms_per_frame:.1f} ms per frame")
     return lines
 

@@ -5,13 +5,16 @@ Each item is a picture or the reason why there is none; one bad file never ends 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcnode.cameras.opencv import frames_of
+import cv2
+
+from qcnode.cameras.opencv import frames_of, is_live
 from qcnode.domain import Frame
-from qcnode.errors import PictureError
+from qcnode.errors import CameraError, PictureError
 from qcnode.picture import SUFFIXES, decode_picture, read_bytes
 
 if TYPE_CHECKING:
@@ -45,13 +48,38 @@ def open_source(
         if not found:
             raise PictureError(f"{path}: no picture in this folder: name one that holds some")
         return (_read(file, now, new_id) for file in found)
-    if path.suffix.lower() in SUFFIXES and "://" not in source:
-        if not path.exists():
-            raise PictureError(f"{path}: no such file: check the path")
+    if not is_live(source) and not path.exists():
+        raise PictureError(f"{path}: no such file or folder: check the path")
+    if not is_live(source) and path.suffix.lower() in SUFFIXES:
         return iter([_read(path, now, new_id)])
-    return (
-        Item(path=frame.name, frame=frame) for frame in frames_of(source, now=now, new_id=new_id)
-    )
+    return _play(source, now, new_id)
+
+
+def _play(source: str, now: Callable[[], datetime], new_id: Callable[[], str]) -> Iterator[Item]:
+    _silence_decoders()
+    played = False
+    try:
+        for frame in frames_of(source, now=now, new_id=new_id):
+            played = True
+            yield Item(path=frame.name, frame=frame)
+    except CameraError as error:
+        if played or is_live(source) or not Path(source).is_file():
+            raise
+        kinds = " ".join(sorted(SUFFIXES))
+        raise PictureError(
+            f"{source}: neither a picture ({kinds}) nor a video that plays: check the file"
+        ) from error
+
+
+def _silence_decoders() -> None:
+    """Keep OpenCV and FFmpeg from writing to standard error, where our own words stand.
+
+    FFmpeg's level is read when the first video is opened; somebody who has set it to see
+    more gets to see it.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _read(path: Path, now: Callable[[], datetime], new_id: Callable[[], str]) -> Item:
