@@ -480,6 +480,7 @@ def _about(settings: Settings, model: OnnxModel) -> About:
         currency=budget.currency,
         budget=limit,
         started_at=_now(),
+        on_timeout=settings.agent.on_timeout.value,
     )
 
 

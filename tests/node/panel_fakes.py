@@ -75,6 +75,7 @@ class FakeJournal:
     def __init__(self):
         self.tally = Counts()
         self.outcomes: list[Inspection | Fault] = []
+        self.records: list[Ruling] = []
         self.pictures: dict[str, bytes] = {}
         self.heats: dict[str, bytes] = {}
         self.broken = False
@@ -89,6 +90,12 @@ class FakeJournal:
 
     def recent(self, limit):
         return self.outcomes[-limit:]
+
+    def cursor(self, reader):  # noqa: ARG002  # every reader of this one has read everything
+        return len(self.records)
+
+    def read(self, after_seq, limit):
+        return list(enumerate(self.records, start=1))[after_seq : after_seq + limit]
 
     def picture(self, inspection_id):
         return self.pictures.get(inspection_id)
@@ -130,16 +137,21 @@ class FakeDesk:
         )
         self.rulings.append(ruling)
         if ruling.binding:
-            del self.open[escalation_id]
-            journal = self._node.journal
-            journal.tally = replace(
-                journal.tally,
-                ruled=journal.tally.ruled + 1,
-                waiting=journal.tally.waiting - 1,
-            )
+            self.put_on_record(ruling)
         else:
             waiting.proposal = ruling
         return ruling
+
+    def put_on_record(self, ruling):
+        """Settle a part as somebody else does who never saw this panel."""
+        journal = self._node.journal
+        journal.records.append(ruling)
+        journal.tally = replace(
+            journal.tally,
+            ruled=journal.tally.ruled + 1,
+            waiting=journal.tally.waiting - 1,
+        )
+        del self.open[ruling.escalation_id]
 
 
 class FakeLedger:
@@ -266,6 +278,11 @@ class FakeNode:
     def pass_blind(self, reason="no picture within 100 ms") -> Inspection:
         self.number += 1
         return self._judge(None, None, f"P{self.number:07d}", reason)
+
+    def settle_elsewhere(self, inspection, finding=Finding.DEFECTIVE, **said) -> None:
+        escalation = self.desk.open[f"e-{inspection.id}"].escalation
+        said = {"disposition": disposition_of(finding), "binding": True} | said
+        self.desk.put_on_record(make_ruling(escalation, finding, **said))
 
     def fault(self, fault: Fault) -> None:
         self.journal.outcomes.append(fault)

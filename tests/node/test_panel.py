@@ -17,7 +17,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from qcnode.domain import Counts, Limits, Prediction, Verdict
+from qcnode.domain import (
+    Box,
+    Counts,
+    Decider,
+    Disposition,
+    Limits,
+    Prediction,
+    Verdict,
+)
 from qcnode.panel import books, pictures, view
 from qcnode.panel.guard import BODY_BYTES_MAX, COOKIE, session_of
 from qcnode.policy import judge
@@ -280,6 +288,106 @@ def test_waiting_parts_come_oldest_first_with_the_proposal_marked(node, client):
     assert (proposal["awaits"], proposal["by"]) == (True, "scripted provider")
 
 
+def test_parts_with_the_agent_come_last_and_not_before_it_had_time(node, client):
+    young, old, other = (node.pass_part(DOUBTFUL) for _ in range(3))
+    for inspection in (young, old):
+        node.desk.open[f"e-{inspection.id}"].with_agent = True
+    node.desk.open[f"e-{old.id}"].escalation = replace(
+        node.desk.open[f"e-{old.id}"].escalation, opened_at=node.at - timedelta(seconds=2)
+    )
+    parts = client.get("/api/escalations").json()["parts"]
+    assert [(part["part_id"], part["ready"]) for part in parts] == [
+        (other.part_id, True),
+        (old.part_id, True),
+        (young.part_id, False),
+    ]
+
+
+def test_every_waiting_part_is_named_though_few_are_shown(node, client):
+    ids = [f"e-{node.pass_part(DOUBTFUL).id}" for _ in range(view.WAITING_SHOWN_MAX + 2)]
+    told = client.get("/api/escalations").json()
+    assert told["total"] == len(ids)
+    assert {part["id"] for part in told["parts"]} | set(told["more"]) == set(ids)
+    assert len(told["parts"]) == view.WAITING_SHOWN_MAX
+
+
+def test_the_list_says_what_there_is_to_see_of_a_part(node, client):
+    seen, cold, blind, boxed = (
+        node.pass_part(DOUBTFUL),
+        node.pass_part(DOUBTFUL),
+        node.pass_blind(),
+        node.pass_part(DOUBTFUL),
+    )
+    del node.journal.heats[cold.id]
+    waiting = node.desk.open[f"e-{boxed.id}"]
+    waiting.escalation = replace(waiting.escalation, box=Box(left=0, top=0, width=9, height=9))
+    told = {
+        part["part_id"]: (part["picture"], part["heat"])
+        for part in client.get("/api/escalations").json()["parts"]
+    }
+    assert told == {
+        seen.part_id: (True, True),
+        cold.part_id: (True, False),
+        blind.part_id: (False, False),
+        boxed.part_id: (True, True),
+    }
+
+
+def test_while_the_disk_hangs_parts_wait_and_nobody_knows_what_is_kept(node, client, monkeypatch):
+    monkeypatch.setattr(books, "ANSWER_MAX_S", 0.01)
+    node.journal.stuck.clear()
+    node.pass_part(DOUBTFUL)
+    try:
+        (part,) = client.get("/api/escalations").json()["parts"]
+    finally:
+        node.journal.stuck.set()
+    assert (part["picture"], part["heat"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "words"), [(None, "Goes the safe way in"), ("REWORK", "Becomes REWORK in")]
+)
+def test_a_waiting_part_says_what_becomes_of_it_when_nobody_rules(node, on_timeout, words):
+    node.about = replace(node.about, on_timeout=on_timeout)
+    node.pass_part(DOUBTFUL)
+    with open_client(node.panel()) as client:
+        (part,) = client.get("/api/escalations").json()["parts"]
+    assert part["expires"] == f"{words} 15 min 00 s"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"by": Decider.AGENT}, "settled by the agent (scripted provider), scrap"),
+        ({"by": Decider.OPERATOR, "who": "operator@bench"}, "settled by operator@bench, scrap"),
+        (
+            {"by": Decider.TIMEOUT, "disposition": Disposition.REWORK},
+            "nobody ruled in time, rework",
+        ),
+    ],
+)
+def test_whoever_settled_a_part_is_named(node, client, said, words):
+    inspection = node.pass_part(DOUBTFUL)
+    client.get("/api/state")
+    node.settle_elsewhere(inspection, **said)
+    state = client.get("/api/state").json()
+    assert state["waiting"]["total"] == 0
+    assert state["settled"] == {f"e-{inspection.id}": f"{inspection.part_id}: {words}"}
+
+
+def test_only_the_last_settled_parts_are_remembered(node, client, monkeypatch):
+    monkeypatch.setattr(books, "SETTLED_MAX", 2)
+    monkeypatch.setattr(books, "NEWS_MAX", 3)
+    client.get("/api/state")
+    inspections = [node.pass_part(DOUBTFUL) for _ in range(5)]
+    for inspection in inspections[:4]:
+        node.settle_elsewhere(inspection)
+    assert list(client.get("/api/state").json()["settled"]) == ["e-i2", "e-i3"]
+    # One look took in as much as it may, and what was left then is old by now.
+    node.settle_elsewhere(inspections[4])
+    assert list(client.get("/api/state").json()["settled"]) == ["e-i3", "e-i5"]
+
+
 # -- pictures of waiting parts -------------------------------------------------
 
 
@@ -410,17 +518,19 @@ def test_measured_held_and_unpriced_money_stand_side_by_side(node, client):
             "held_pico": "999",
         },
     ]
-    assert money["unpriced_words"] == "1 request"
+    assert money["unpriced_words"] == "1 attempt"
     assert money["unconfirmed_words"] == "6 of 64"
 
 
-def test_the_scripted_provider_is_named_wherever_it_appears(node, client):
+def test_the_scripted_provider_is_named_wherever_it_appears_and_once(node, client):
+    node.health.report("provider", ok=True, words="scripted answers, p95 1.2 s")
     node.propose(f"e-{node.pass_part(DOUBTFUL).id}")
     state = client.get("/api/state").json()
     rows = {row["component"]: row for row in state["health"]["rows"]}
     assert state["money"]["scripted"] == "scripted provider"
     assert state["about"]["scripted"] == "scripted provider"
     assert rows["provider"]["note"] == "scripted provider"
+    assert rows["provider"]["words"] == "answers, p95 1.2 s"
     assert state["waiting"]["parts"][0]["proposal"]["by"] == "scripted provider"
 
 

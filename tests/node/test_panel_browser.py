@@ -1,6 +1,8 @@
 """The panel in a real browser: what a person at the line sees, presses and is spared."""
 
 import threading
+from dataclasses import replace
+from datetime import timedelta
 
 import cv2
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from qcnode.domain import Finding
+from qcnode.panel import view
 from tests.node.panel_fakes import BARS, FakeNode, served
 
 pytestmark = pytest.mark.chromium
@@ -105,6 +108,19 @@ def waiting_part(page, inspection):
 def decide(page, key):
     page.clock.fast_forward(BEYOND_GUARD_MS)
     page.keyboard.press(key)
+
+
+def stop_clock(page):
+    """Have the browser's time stand still but for what a test lets pass."""
+    page.clock.pause_at(page.evaluate("Date.now()") / 1000 + 2)
+
+
+def let_pass(page, node, *, seconds):
+    """Let time pass at the node and in the browser, which takes a silent node for lost."""
+    for _ in range(seconds):
+        node.at += timedelta(seconds=1)
+        expect(page.locator("qc-link")).to_contain_text(f"{node.at:%H:%M:%S}")
+        page.clock.fast_forward(1000)
 
 
 # -- the truthful picture ------------------------------------------------------
@@ -286,8 +302,76 @@ def test_whoever_comes_second_is_told_and_the_part_leaves_the_card(node, url, pa
     expect(page.locator("qc-review .result")).to_contain_text("has been ruled on")
     del node.desk.open[f"e-{first.id}"]
     waiting_part(page, second)
-    expect(page.locator("qc-review .result")).to_contain_text("settled elsewhere")
+    expect(page.locator("qc-review .result")).to_have_text(f"{first.part_id} has been settled")
     assert node.desk.rulings == []
+
+
+def test_a_part_settled_elsewhere_is_named_for_a_while_beside_the_own_ruling(node, url, page):
+    first, second, third = (node.pass_part(DOUBTFUL) for _ in range(3))
+    page.clock.install()
+    open_live(page, url)
+    stop_clock(page)
+    waiting_part(page, first)
+    decide(page, "g")
+    waiting_part(page, second)
+    node.settle_elsewhere(second)
+    waiting_part(page, third)
+    decide(page, "r")  # Meant for the part that went while the finger was on its way.
+    own, note = page.locator("qc-review .result span").all()
+    expect(note).to_have_text(f"{second.part_id}: settled by the agent (scripted provider), scrap")
+    expect(own).to_contain_text(f"{first.part_id}: good part, release.")
+    let_pass(page, node, seconds=5)
+    expect(note).to_have_text("")
+    expect(own).to_contain_text(f"{first.part_id}: good part, release.")
+    assert node.desk.calls == 1
+    decide(page, "r")
+    expect(own).to_contain_text(f"{third.part_id}: reject part, scrap.")
+
+
+def test_a_part_with_the_agent_is_put_before_nobody_while_it_is_young(node, url, page):
+    first = node.pass_part(DOUBTFUL)
+    node.desk.open[f"e-{first.id}"].with_agent = True
+    open_live(page, url)
+    expect(page.locator("qc-review .calm")).to_have_text("The agent is being asked.")
+    second = node.pass_part(DOUBTFUL)
+    waiting_part(page, second)
+    node.at += view.AGENT_FIRST
+    third = node.pass_part(DOUBTFUL)
+    expect(page.locator("qc-review h2")).to_contain_text("3 waiting")
+    node.settle_elsewhere(second)
+    waiting_part(page, third)
+    node.settle_elsewhere(third)
+    waiting_part(page, first)
+
+
+def test_a_part_that_goes_to_the_agent_stays_on_the_card(node, url, page):
+    first = node.pass_part(DOUBTFUL)
+    open_live(page, url)
+    waiting_part(page, first)
+    node.desk.open[f"e-{first.id}"].with_agent = True
+    for _ in range(view.WAITING_SHOWN_MAX + 1):
+        node.pass_part(DOUBTFUL)
+    expect(page.locator("qc-review h2")).to_contain_text(f"{view.WAITING_SHOWN_MAX + 2} waiting")
+    expect(page.locator("qc-review h2")).to_contain_text(f"Your ruling: {first.part_id}")
+    expect(page.locator("qc-review .note")).to_have_text("")
+
+
+def test_a_waiting_part_without_a_picture_says_where_to_look(node, url, page):
+    node.pass_blind("no picture within 100 ms")
+    seen = node.pass_part(DOUBTFUL)
+    del node.journal.heats[seen.id]
+    page.clock.install()
+    open_live(page, url)
+    expect(page.locator("qc-evidence .notice")).to_have_text(
+        "No picture of this part: look at it in the divert lane"
+    )
+    expect(page.locator("qc-evidence button:visible")).to_have_count(0)
+    decide(page, "r")
+    waiting_part(page, seen)
+    expect(page.locator("qc-evidence .notice")).to_have_text("")
+    asked_for = [one for one in page.requests if "/img/" in one]
+    assert asked_for == [f"{url}/img/escalations/e-{seen.id}.jpg"]
+    assert page.complaints == []
 
 
 def test_a_proposal_is_marked_as_one_and_names_the_scripted_provider(node, url, page):
@@ -382,6 +466,39 @@ def test_everything_fits_the_screen_and_can_be_hit_with_a_finger(node, url, page
         assert min(box["width"], box["height"]) >= 60
         assert box["x"] + box["width"] <= width
         assert box["y"] + box["height"] <= height
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_long_words_push_nothing_off_the_screen_and_can_be_read_in_full(
+    node, free_port, page, width, height
+):
+    words = "ledger.db: " + "the disk takes no entries and keeps saying so; " * 4
+    for component in ("camera", "ledger", "provider"):
+        node.health.report(component, ok=False, words=words)
+    node.about = replace(
+        node.about,
+        guarantee="\n".join(
+            f"P({what}) <= {bound}, model alone, for parts like those calibrated on, n = 48"
+            for what, bound in (("good part rejected", 0.05), ("defective part passed", 0.1))
+        ),
+    )
+    page.set_viewport_size({"width": width, "height": height})
+    with served(node.panel(), free_port()) as url:
+        open_live(page, url)
+        expect(page.locator("qc-health li")).to_have_count(7)
+        expect(page.locator("qc-alarm b")).to_have_text("and 2 more")
+        for row in page.locator("qc-health li").all():
+            box, line = row.bounding_box(), row.locator("b").bounding_box()
+            assert box["y"] + box["height"] <= height
+            assert box["height"] < 2.5 * line["height"]
+        row = page.locator("qc-health li[data-component=ledger]")
+        assert row.locator(".words").get_attribute("title") == words
+        assert row.get_attribute("aria-label") == f"ledger, unwell: {words}"
+        for card in page.locator(".card").all():
+            assert card.evaluate("card => card.scrollHeight <= card.clientHeight")
+        assert page.evaluate(
+            "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+        ) == [width, height]
 
 
 def test_a_healthy_line_shows_no_strong_colour_outside_pictures(node, url, page):

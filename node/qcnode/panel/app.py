@@ -60,7 +60,7 @@ def create_panel(
     threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="panel")
     # The live picture has a thread to itself: a disk that hangs must not stop it.
     painter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="panel-live")
-    books = Books(journal=journal, ledger=ledger, threads=threads)
+    books = Books(desk=desk, journal=journal, ledger=ledger, threads=threads)
     build = f"{about.version}-{_digest(_HERE, about)}"
 
     async def state() -> view.Json:
@@ -72,7 +72,8 @@ def create_panel(
             "pulse": view.pulse(at, about, station_live()),
             "counters": view.counters(reading.counts),
             "strip": view.strip(reading.recent),
-            "waiting": view.waiting(desk.waiting(), about, now=at),
+            "waiting": view.waiting(reading.waiting, about, kept=reading.kept, now=at),
+            "settled": view.settled(reading.settled, about),
             "money": view.money(
                 reading.totals, about, budget_left=reading.budget_left, confirmed=reading.confirmed
             ),
@@ -111,7 +112,13 @@ def create_panel(
     app.include_router(live.router(hub))
     app.include_router(
         review.router(
-            desk=desk, journal=journal, about=about, threads=threads, now=now, decided=hub.poke
+            desk=desk,
+            journal=journal,
+            about=about,
+            read=books.read,
+            threads=threads,
+            now=now,
+            decided=hub.poke,
         )
     )
     app.include_router(

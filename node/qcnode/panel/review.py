@@ -18,10 +18,11 @@ from qcnode.errors import QcError, RulingError
 from qcnode.panel import pictures, view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
     from datetime import datetime
 
+    from qcnode.panel.books import Reading
     from qcnode.panel.sources import About, DeskView, JournalView
 
 KEYS_MAX = 1024
@@ -74,6 +75,7 @@ def router(
     desk: DeskView,
     journal: JournalView,
     about: About,
+    read: Callable[[], Awaitable[Reading]],
     threads: Executor,
     now: Callable[[], datetime],
     decided: Callable[[], None],
@@ -84,8 +86,9 @@ def router(
 
     @routes.get("/api/escalations")
     async def escalations() -> dict[str, Any]:
-        """Return the waiting parts, oldest first, as the panel shows them."""
-        return view.waiting(desk.waiting(), about, now=now())
+        """Return the waiting parts in the order people are asked, as the panel shows them."""
+        reading = await read()
+        return view.waiting(reading.waiting, about, kept=reading.kept, now=now())
 
     @routes.post("/api/escalations/{escalation_id}/ruling")
     async def settle(

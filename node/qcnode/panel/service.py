@@ -147,11 +147,11 @@ def _part_metrics(counts: Counts) -> Iterable[Metric]:
 
 
 def _ledger_metrics(totals: LedgerTotals, confirmed: int | None) -> Iterable[Metric]:
-    attempts = GaugeMetricFamily("qcnode_attempts", "Requests by state", labels=["state"])
+    attempts = GaugeMetricFamily("qcnode_attempts", "Attempts by state", labels=["state"])
     for state in ("open", "settled", "not_billed", "indeterminate"):
         attempts.add_metric([state], getattr(totals, state))
     yield attempts
-    yield _gauge("qcnode_unpriced_attempts", "Answered requests without a price", totals.unpriced)
+    yield _gauge("qcnode_unpriced_attempts", "Answered attempts without a price", totals.unpriced)
     tokens = CounterMetricFamily("qcnode_tokens", "Tokens measured", labels=["direction"])
     tokens.add_metric(["input"], totals.input_tokens)
     tokens.add_metric(["output"], totals.output_tokens)

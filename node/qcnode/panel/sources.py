@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Finding,
         Frame,
         Inspection,
+        JournalRecord,
         Limits,
         Prediction,
         Ruling,
@@ -51,6 +52,12 @@ class JournalView(Protocol):
 
     def recent(self, limit: int) -> Sequence[Inspection | Fault]:
         """Return the last outcomes, newest last."""
+
+    def cursor(self, reader: str) -> int:
+        """Return how far a reader of the journal has come."""
+
+    def read(self, after_seq: int, limit: int) -> Sequence[tuple[int, JournalRecord]]:
+        """Return up to `limit` records beyond `after_seq` with their seq, in order."""
 
     def picture(self, inspection_id: str) -> bytes | None:
         """Return the encoded picture of an inspection, if it is kept."""
@@ -98,13 +105,21 @@ class DeskView(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What there is to see of a part."""
+
+    picture: bool
+    heat: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class About:
     """What this node is and promises, as the panel says it.
 
     `guarantee` is the manifest's own text, one line for each promise kept or not
     kept. `scripted` says that answers and prices come from the scripted provider
-    and nobody is charged. `zone` is the zone times are shown in, the machine's own
-    when None.
+    and nobody is charged. `on_timeout` is what becomes of a part that nobody rules on
+    in time. `zone` is the zone times are shown in, the machine's own when None.
     """
 
     site: str
@@ -120,4 +135,5 @@ class About:
     currency: str
     budget: str
     started_at: datetime
+    on_timeout: str | None = None
     zone: tzinfo | None = None

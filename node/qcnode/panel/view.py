@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qcnode.domain import Decider, Fault, Finding, Inspection, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime, timedelta, tzinfo
+    from datetime import datetime, tzinfo
 
     from qcnode.domain import Counts, LedgerTotals, Limits, Ruling
     from qcnode.health import Health
-    from qcnode.panel.sources import About, LiveView, WaitingView
+    from qcnode.panel.sources import About, Kept, LiveView, WaitingView
 
 Json: TypeAlias = dict[str, Any]
 
@@ -27,6 +28,8 @@ STRIP_MAX = 120
 """How many of the last parts the strip shows."""
 WAITING_SHOWN_MAX = 25
 """How many waiting parts a browser is told of; the rest follow as these are settled."""
+AGENT_FIRST = timedelta(seconds=2)
+"""How long the agent has a part to itself: what it answers at once flashes past nobody."""
 EXPECTED = ("camera", "model", "line", "journal", "ledger", "billing", "provider")
 """Components every node has, in the order they are shown; silence of one is shown too."""
 
@@ -131,14 +134,36 @@ def strip(recent: Sequence[Inspection | Fault] | None) -> Json | None:
     return {"kinds": kinds, "words": f"last {len(kinds)} parts: {spoken or 'none yet'}"}
 
 
-def waiting(desk: Sequence[WaitingView], about: About, *, now: datetime) -> Json:
-    """Return the parts a person can rule on, oldest first, and how many there are."""
-    oldest_first = sorted(desk, key=lambda one: (one.escalation.opened_at, one.escalation.id))
+def waiting(
+    desk: Sequence[WaitingView], about: About, *, kept: Mapping[str, Kept], now: datetime
+) -> Json:
+    """Return the parts a person can rule on, in turn, and how many there are.
+
+    `more` names those beyond the shown ones: a part that is named nowhere is settled.
+    """
+    turn = in_turn(desk)
+    oldest = min((one.escalation.opened_at for one in turn), default=None)
     return {
-        "total": len(oldest_first),
-        "oldest": age(now - oldest_first[0].escalation.opened_at) if oldest_first else None,
-        "parts": [_waiting_part(one, about, now) for one in oldest_first[:WAITING_SHOWN_MAX]],
+        "total": len(turn),
+        "oldest": None if oldest is None else age(now - oldest),
+        "parts": [
+            _waiting_part(one, about, kept.get(one.escalation.inspection_id), now)
+            for one in turn[:WAITING_SHOWN_MAX]
+        ],
+        "more": [one.escalation.id for one in turn[WAITING_SHOWN_MAX:]],
     }
+
+
+def in_turn(desk: Sequence[WaitingView]) -> list[WaitingView]:
+    """Return the oldest first, and those with the agent behind all others."""
+    return sorted(
+        desk, key=lambda one: (one.with_agent, one.escalation.opened_at, one.escalation.id)
+    )
+
+
+def settled(rulings: Sequence[Ruling], about: About) -> Json:
+    """Say of each escalation that was settled lately by whom, in one sentence."""
+    return {ruling.escalation_id: _settled_words(ruling, about) for ruling in rulings}
 
 
 def money(
@@ -166,7 +191,7 @@ def money(
         "open": totals.open,
         "indeterminate": totals.indeterminate,
         "unpriced": totals.unpriced,
-        "unpriced_words": f"{totals.unpriced} request{'' if totals.unpriced == 1 else 's'}",
+        "unpriced_words": f"{totals.unpriced} attempt{'' if totals.unpriced == 1 else 's'}",
         "input_tokens": grouped(totals.input_tokens),
         "output_tokens": grouped(totals.output_tokens),
         "left": f"{about.currency} {amount(budget_left)} of {about.budget}"
@@ -202,14 +227,18 @@ def health(board: Sequence[Health], about: About, *, now: datetime) -> Json:
     rows = []
     for name in names:
         one = known.get(name)
+        note = SCRIPTED if name == "provider" and about.scripted else None
+        words = "has not reported yet" if one is None else one.words
+        if note is not None:  # The chip names it already.
+            words = words.removeprefix(f"{about.provider} ")
         rows.append(
             {
                 "component": name,
                 "state": "silent" if one is None else "well" if one.ok else "unwell",
                 "needed": one is not None and one.needed,
-                "words": "has not reported yet" if one is None else one.words,
+                "words": words,
                 "since": None if one is None else clock(one.since, about.zone, near=now),
-                "note": SCRIPTED if name == "provider" and about.scripted else None,
+                "note": note,
             }
         )
     unwell = [one for one in board if not one.ok]
@@ -302,16 +331,31 @@ def _kind(outcome: Inspection | Fault) -> str:
     return "fault" if isinstance(outcome, Fault) else _VERDICTS[outcome.verdict][0]
 
 
-def _waiting_part(one: WaitingView, about: About, now: datetime) -> Json:
+def _settled_words(ruling: Ruling, about: About) -> str:
+    became = "" if ruling.disposition is None else f", {ruling.disposition.value.lower()}"
+    if ruling.by is Decider.TIMEOUT:
+        return f"{ruling.part_id}: nobody ruled in time{became}"
+    who = ruling.who
+    if ruling.by is Decider.AGENT:
+        who = f"the agent ({SCRIPTED})" if about.scripted else "the agent"
+    return f"{ruling.part_id}: settled by {who}{became}"
+
+
+def _waiting_part(one: WaitingView, about: About, kept: Kept | None, now: datetime) -> Json:
     escalation = one.escalation
+    waited = now - escalation.opened_at
+    fate = "Goes the safe way" if about.on_timeout is None else f"Becomes {about.on_timeout}"
     return {
         "id": escalation.id,
         "part_id": escalation.part_id,
         "reason": escalation.reason,
         "scale": scale(escalation.score, about.limits),
-        "age": age(now - escalation.opened_at),
-        "expires": age(escalation.expires_at - now),
+        "picture": None if kept is None else kept.picture,
+        "heat": None if kept is None else kept.heat,
+        "age": age(waited),
+        "expires": f"{fate} in {age(escalation.expires_at - now)}",
         "with_agent": one.with_agent,
+        "ready": not one.with_agent or waited >= AGENT_FIRST,
         "proposal": None if one.proposal is None else _proposal(one.proposal, about),
     }
 

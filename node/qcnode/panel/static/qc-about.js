@@ -7,8 +7,9 @@ export class QcAbout extends QcElement {
 
   /** @param {any} about */
   render(about) {
-    const provider = el("p", { class: "fine" }, `Provider: ${about?.provider ?? DASH} `);
-    if (about?.scripted) provider.append(el("span", { class: "chip" }, about.scripted));
+    const provider = el("p", { class: "fine" }, "Provider: ");
+    if (!about?.scripted) provider.append(about?.provider ?? DASH);
+    else provider.append(el("span", { class: "chip" }, about.scripted));
     this.replaceChildren(
       el("h2", {}, "Model and guarantee"),
       el("p", { class: "model" }, about?.model ?? DASH),

@@ -14,7 +14,7 @@ export class QcAlarm extends QcElement {
       this.replaceChildren();
       return;
     }
-    const more = alarm.more > 0 ? ` and ${alarm.more} more` : "";
-    this.replaceChildren(shape("unwell"), el("span", {}, alarm.words + more));
+    this.replaceChildren(shape("unwell"), el("span", { title: alarm.words }, alarm.words));
+    if (alarm.more > 0) this.append(el("b", {}, `and ${alarm.more} more`));
   }
 }

@@ -2,6 +2,8 @@
 import { el } from "./dom.js";
 import { heatPicture, paint, wipe } from "./paint.js";
 
+const NONE = "No picture of this part: look at it in the divert lane";
+
 /**
  * @param {string} url
  * @returns {Promise<{bitmap: ImageBitmap, box: string|null}|null>}
@@ -24,7 +26,8 @@ function heatOf(bitmap) {
 }
 
 export class QcEvidence extends HTMLElement {
-  #id = "";
+  /** what is shown or on its way: the id, and what is kept of the part */
+  #wanted = "";
   #near = true;
   #hot = true;
   /** @type {ImageBitmap|null} */
@@ -47,17 +50,21 @@ export class QcEvidence extends HTMLElement {
   }
 
   /**
-   * Show the part that waits under this id; nothing for the empty id.
-   * @param {string} id
+   * Show a waiting part, null for none. What is not kept, or not known to be, is not asked for.
+   * @param {{id: string, picture: boolean|null, heat: boolean|null}|null} part
    */
-  async show(id) {
-    if (id === this.#id) return;
-    this.#id = id;
+  async show(part) {
+    const wanted = part ? `${part.picture} ${part.heat} ${part.id}` : "";
+    if (wanted === this.#wanted) return;
+    this.#wanted = wanted;
     this.#forget();
-    if (!id) return;
-    const base = `/img/escalations/${encodeURIComponent(id)}`;
-    const [seen, warm] = await Promise.all([picture(`${base}.jpg`), picture(`${base}/heat.png`)]);
-    if (id !== this.#id) {
+    if (!part || part.picture === null) return;
+    const base = `/img/escalations/${encodeURIComponent(part.id)}`;
+    const [seen, warm] = await Promise.all([
+      part.picture ? picture(`${base}.jpg`) : null,
+      part.picture && part.heat ? picture(`${base}/heat.png`) : null,
+    ]);
+    if (wanted !== this.#wanted) {
       seen?.bitmap.close();
       warm?.bitmap.close();
       return;
@@ -67,9 +74,10 @@ export class QcEvidence extends HTMLElement {
     warm?.bitmap.close();
     const [left, top, width, height] = (seen?.box ?? "").split(",").map(Number);
     this.#box = seen?.box ? { left, top, width, height } : null;
-    this.dataset.shown = seen ? id : "";
-    this.notice?.replaceChildren(...(seen ? [] : ["No picture of this part is kept"]));
-    this.canvas?.setAttribute("aria-label", `Picture of ${id}`);
+    this.dataset.shown = seen ? part.id : "";
+    this.toggleAttribute("data-none", !seen);
+    this.notice?.replaceChildren(...(seen ? [] : [NONE]));
+    this.canvas?.setAttribute("aria-label", seen ? `Picture of ${part.id}` : NONE);
     this.#paint();
   }
 
@@ -86,6 +94,7 @@ export class QcEvidence extends HTMLElement {
     this.#bitmap?.close();
     this.#bitmap = this.#heat = this.#box = null;
     delete this.dataset.shown;
+    this.removeAttribute("data-none");
     this.notice?.replaceChildren();
     if (this.canvas) wipe(this.canvas);
   }

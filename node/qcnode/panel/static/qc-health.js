@@ -10,12 +10,17 @@ export class QcHealth extends QcElement {
   render(health) {
     const list = el("ul", {});
     for (const row of health?.rows ?? []) {
-      const words = el("span", { class: "words" }, row.words);
+      const said = [row.note, row.words].filter(Boolean).join(": ");
+      const words = el("span", { class: "words", title: said }, row.words);
       if (row.note) words.prepend(el("span", { class: "chip" }, row.note), " ");
       list.append(
         el(
           "li",
-          { class: `${row.state}${row.needed ? " needed" : ""}`, "data-component": row.component },
+          {
+            class: `${row.state}${row.needed ? " needed" : ""}`,
+            "data-component": row.component,
+            "aria-label": `${row.component}, ${row.state}: ${said}`,
+          },
           shape(row.state),
           el("b", {}, row.component),
           words,

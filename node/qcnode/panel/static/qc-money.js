@@ -40,7 +40,7 @@ export class QcMoney extends QcElement {
       { class: "facts two" },
       fact("Tokens in", known?.input_tokens ?? null, "input_tokens"),
       fact("Tokens out", known?.output_tokens ?? null, "output_tokens"),
-      fact("Requests", known?.attempts ?? null, "attempts"),
+      fact("Attempts", known?.attempts ?? null, "attempts"),
       fact("Open", known?.open ?? null, "open"),
       fact("Indeterminate", known?.indeterminate ?? null, "indeterminate", known?.indeterminate > 0),
       fact("Unconfirmed", known?.unconfirmed_words ?? null, "unconfirmed"),

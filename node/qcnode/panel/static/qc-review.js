@@ -1,9 +1,9 @@
 /**
- * One waiting part at a time, oldest first, and three fixed buttons.
+ * One waiting part at a time, in the order the node lists them, and three fixed buttons.
  *
  * No press can decide a part the person has not seen: the part on the card changes only
  * after a decision or when somebody else settled it, and for GUARD_MS after each change
- * and each press nothing is taken.
+ * and each press nothing is taken; for SURPRISE_MS where the person did not change it.
  */
 import { DASH, el } from "./dom.js";
 import { QcElement } from "./element.js";
@@ -13,6 +13,8 @@ import { drawScale } from "./scale.js";
 import { shape } from "./shapes.js";
 
 const GUARD_MS = 400;
+const SURPRISE_MS = 1000;
+const NOTE_MS = 5000;
 /** [finding, words, key] */
 const CHOICES = [
   ["good", "Good part", "g"],
@@ -25,64 +27,87 @@ export class QcReview extends QcElement {
   /** @type {any} */
   #waiting = null;
   #current = "";
+  /** @type {any} the part on the card, as last heard of */
+  #part = null;
   /** @type {Set<string>} parts this person was not sure about; they come round again */
   #later = new Set();
   /** @type {Set<string>} parts decided here, until the list no longer names them */
   #done = new Set();
-  #since = 0;
+  #locked = 0;
   #busy = false;
+  #failed = false;
+  #fading = 0;
 
   build() {
     this.head = el("h2", {});
     this.evidence = /** @type {import("./qc-evidence.js").QcEvidence} */ (el("qc-evidence"));
     this.words = el("div", { class: "words" });
-    this.result = el("p", { class: "result", role: "status" });
+    this.own = el("span", {});
+    this.note = el("span", { class: "note" });
     this.bar = el("div", { class: "decide" });
     for (const [finding, words, key] of CHOICES) {
       const button = el("button", { type: "button", "data-finding": finding, "aria-keyshortcuts": key }, shape(finding), el("span", {}, words), el("kbd", {}, key.toUpperCase()));
       button.addEventListener("click", () => this.#decide(finding));
       this.bar.append(button);
     }
-    this.append(this.head, el("div", { class: "body" }, this.evidence, this.words), this.result, this.bar);
+    this.append(this.head, el("div", { class: "body" }, this.evidence, this.words), el("p", { class: "result", role: "status" }, this.own, this.note), this.bar);
     document.addEventListener("keydown", (event) => this.#key(event));
   }
 
   /** @param {any} waiting */
   render(waiting) {
     this.#waiting = waiting;
-    if (!waiting && this.result) this.result.textContent = "";
-    const listed = new Set((waiting?.parts ?? []).map((/** @type {any} */ one) => one.id));
-    for (const id of this.#done) if (!listed.has(id)) this.#done.delete(id);
+    if (!waiting) {
+      this.#answer(true, "");
+      this.#remark("");
+    }
+    for (const id of this.#done) if (!this.#waits(id)) this.#done.delete(id);
     this.#refresh();
   }
 
-  #refresh() {
-    const parts = (this.#waiting?.parts ?? []).filter((/** @type {any} */ one) => !this.#done.has(one.id));
-    const find = () => parts.find((/** @type {any} */ one) => one.id === this.#current);
-    if (!this.#busy && !find()) {
-      const elsewhere = this.#current !== "" && this.#waiting && !this.#done.has(this.#current);
-      if (elsewhere) this.#answer(true, "The part that was here has been settled elsewhere.");
-      this.#turnTo(this.#next(parts));
-    }
-    const part = find();
-    this.#tell(part);
-    for (const button of this.bar?.querySelectorAll("button") ?? []) button.disabled = !part || !link.live;
-  }
-
-  /** @param {any[]} parts */
-  #next(parts) {
-    const fresh = parts.find((one) => !this.#later.has(one.id));
-    if (!fresh) this.#later.clear();
-    return (fresh ?? parts[0])?.id ?? "";
-  }
-
   /** @param {string} id */
-  #turnTo(id) {
+  #waits(id) {
+    const { parts = [], more = [] } = this.#waiting ?? {};
+    return more.includes(id) || parts.some((/** @type {any} */ one) => one.id === id);
+  }
+
+  #refresh() {
+    const here = this.#waits(this.#current) && !this.#done.has(this.#current);
+    if (!here && !this.#busy) {
+      const elsewhere = this.#current !== "" && this.#waiting && !this.#done.has(this.#current);
+      if (elsewhere) this.#remark(link.sections.settled?.[this.#current] ?? `${this.#part?.part_id} has been settled`);
+      this.#turnTo(this.#next(), elsewhere ? SURPRISE_MS : GUARD_MS);
+    }
+    const heard = this.#open().find((one) => one.id === this.#current);
+    if (heard || !this.#waiting || !this.#current) this.#part = heard ?? null;
+    this.#tell(this.#part);
+    this.evidence?.show(this.#part);
+    for (const button of this.bar?.querySelectorAll("button") ?? []) button.disabled = !this.#part || !link.live;
+  }
+
+  /** @returns {any[]} the parts that are shown and not decided here */
+  #open() {
+    return (this.#waiting?.parts ?? []).filter((/** @type {any} */ one) => !this.#done.has(one.id));
+  }
+
+  #next() {
+    const ready = this.#open().filter((one) => one.ready);
+    const fresh = ready.find((one) => !this.#later.has(one.id));
+    if (!fresh) this.#later.clear();
+    return (fresh ?? ready[0])?.id ?? "";
+  }
+
+  /**
+   * @param {string} id
+   * @param {number} guard how long no press is taken
+   */
+  #turnTo(id, guard) {
     if (id === this.#current) return;
-    this.#since = performance.now();
+    this.#locked = performance.now() + guard;
     this.#current = id;
     this.dataset.id = id;
-    this.evidence?.show(id);
+    // What went wrong with a part is no news once it is off the card.
+    if (this.#failed) this.#answer(true, "");
   }
 
   /** @param {any} part */
@@ -92,7 +117,8 @@ export class QcReview extends QcElement {
     this.head?.replaceChildren(part ? `Your ruling: ${part.part_id} ` : "Your ruling ", count);
     this.toggleAttribute("data-empty", !part);
     if (!part) {
-      this.words?.replaceChildren(el("p", { class: "calm" }, this.#waiting ? "No part is waiting." : DASH));
+      const calm = this.#open().length > 0 ? "The agent is being asked." : "No part is waiting.";
+      this.words?.replaceChildren(el("p", { class: "calm" }, this.#waiting ? calm : DASH));
       return;
     }
     const scale = el("div", { class: "scale" });
@@ -100,7 +126,7 @@ export class QcReview extends QcElement {
     this.words?.replaceChildren(
       el("p", { class: "reason" }, part.reason),
       scale,
-      el("p", { class: "fine" }, `Waiting ${part.age}. Goes the safe way in ${part.expires}.`),
+      el("p", { class: "fine" }, `Waiting ${part.age}. ${part.expires}.`),
       this.#proposal(part),
     );
   }
@@ -128,9 +154,9 @@ export class QcReview extends QcElement {
   /** @param {string} finding */
   async #decide(finding) {
     const now = performance.now();
-    if (this.#busy || !this.#current || !link.live || now - this.#since < GUARD_MS) return;
+    if (this.#busy || !this.#current || !link.live || now < this.#locked) return;
     this.#busy = true;
-    this.#since = now;
+    this.#locked = now + GUARD_MS;
     this.toggleAttribute("data-busy", true);
     const id = this.#current;
     const answer = await rule(id, finding);
@@ -140,18 +166,32 @@ export class QcReview extends QcElement {
     // What was not confirmed stays on the card: the list says what became of it.
     if (answer.ok && finding === "unsure") {
       this.#later.add(id);
-      this.#turnTo(this.#next(this.#waiting?.parts ?? []));
+      this.#turnTo(this.#next(), GUARD_MS);
     } else if (answer.ok) this.#done.add(id);
     this.#refresh();
   }
 
   /**
+   * Say what became of this person's own press; it stands until the next one.
    * @param {boolean} well
    * @param {string} words
    */
   #answer(well, words) {
-    if (!this.result) return;
-    this.result.className = well ? "result" : "result warn";
-    this.result.textContent = words;
+    this.#failed = !well;
+    if (!this.own) return;
+    this.own.className = well ? "" : "warn";
+    this.own.textContent = words;
+  }
+
+  /**
+   * Say what others did, beside that and for a while.
+   * @param {string} words
+   */
+  #remark(words) {
+    const note = this.note;
+    if (!note) return;
+    clearTimeout(this.#fading);
+    note.textContent = words;
+    if (words) this.#fading = setTimeout(() => (note.textContent = ""), NOTE_MS);
   }
 }
