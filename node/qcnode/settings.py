@@ -58,7 +58,7 @@ class LineSettings(_Section):
     kind: Literal["virtual"] = "virtual"
     failsafe: Action = Field(default=Action.DIVERT, strict=False)
     parts: Count | None = None
-    """How many parts to send; without it the belt runs until it is stopped."""
+    """How many parts to send before the belt stands; without it, it runs until stopped."""
     period_ms: Positive = 100.0
     speed_mm_per_s: Positive = 500.0
     gate_mm: Positive = 250.0

@@ -108,7 +108,7 @@ class Station:
 
     def run(self) -> None:
         """Judge parts until the line ends or `stop` is called."""
-        words = "stopped"
+        ok, words = False, "stopped"
         try:
             self._begin()
             for trigger in self._line.triggers():
@@ -117,12 +117,14 @@ class Station:
                 self._collect_passages()
                 self._in_hand_since_ns = None
             self._account_for(self._line.last_trigger())
+            if not self._stopping.is_set():
+                ok, words = True, "sends no more parts"
         except Exception as error:
             words = f"the line loop failed: {error}"
             raise
         finally:
             self._line.stop()
-            self._health.report("line", ok=False, words=words, needed=True)
+            self._health.report("line", ok=ok, words=words, needed=True)
             self._collect_passages()
             self._settle_debts()
 
