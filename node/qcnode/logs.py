@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import threading
 
 import structlog
+
+_LOCK = threading.Lock()
 
 
 def configure_logs(*, level: int = logging.INFO) -> None:
@@ -19,8 +23,7 @@ def configure_logs(*, level: int = logging.INFO) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        logger_factory=_StandardError,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -31,3 +34,17 @@ def configure_logs(*, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(max(level, logging.WARNING))
+
+
+class _StandardError:
+    """Writes lines to whatever standard error is now; a log nobody reads stops no part."""
+
+    def __init__(self, *_: object) -> None:
+        self._lock = _LOCK
+
+    def msg(self, message: str) -> None:
+        """Write one line, or drop it."""
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            print(message, file=sys.stderr, flush=True)  # noqa: T201  # this is where logs go
+
+    debug = info = warning = error = critical = exception = log = msg

@@ -1,10 +1,12 @@
 """The commands as people type them, run in this process."""
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
 
 import pytest
+import structlog
 
 from qcnode.cli.app import main
 
@@ -32,4 +34,8 @@ def qcnode(monkeypatch, capfd):
         said = capfd.readouterr()
         return Done(ended.value.code or 0, said.out, said.err)
 
-    return run
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield run
+    # A service sets logging up for its whole process, which here is everybody's.
+    structlog.reset_defaults()
+    logging.root.handlers, logging.root.level = handlers, level
