@@ -110,16 +110,22 @@ def decide(page, key):
     page.keyboard.press(key)
 
 
-def stop_clock(page):
+def hear(page, node):
+    """Have the browser hear of the node now: it takes a silent one for lost."""
+    node.at += timedelta(seconds=1)
+    expect(page.locator("qc-link")).to_contain_text(f"{node.at:%H:%M:%S}")
+
+
+def stop_clock(page, node):
     """Have the browser's time stand still but for what a test lets pass."""
-    page.clock.pause_at(page.evaluate("Date.now()") / 1000 + 2)
+    hear(page, node)
+    page.clock.pause_at(page.evaluate("Date.now()") / 1000 + 1)
 
 
 def let_pass(page, node, *, seconds):
-    """Let time pass at the node and in the browser, which takes a silent node for lost."""
+    """Let time pass at the node and in the browser."""
     for _ in range(seconds):
-        node.at += timedelta(seconds=1)
-        expect(page.locator("qc-link")).to_contain_text(f"{node.at:%H:%M:%S}")
+        hear(page, node)
         page.clock.fast_forward(1000)
 
 
@@ -310,12 +316,14 @@ def test_a_part_settled_elsewhere_is_named_for_a_while_beside_the_own_ruling(nod
     first, second, third = (node.pass_part(DOUBTFUL) for _ in range(3))
     page.clock.install()
     open_live(page, url)
-    stop_clock(page)
+    stop_clock(page, node)
     waiting_part(page, first)
+    hear(page, node)
     decide(page, "g")
     waiting_part(page, second)
     node.settle_elsewhere(second)
     waiting_part(page, third)
+    hear(page, node)
     decide(page, "r")  # Meant for the part that went while the finger was on its way.
     own, note = page.locator("qc-review .result span").all()
     expect(note).to_have_text(f"{second.part_id}: settled by the agent (scripted provider), scrap")
@@ -324,6 +332,7 @@ def test_a_part_settled_elsewhere_is_named_for_a_while_beside_the_own_ruling(nod
     expect(note).to_have_text("")
     expect(own).to_contain_text(f"{first.part_id}: good part, release.")
     assert node.desk.calls == 1
+    hear(page, node)
     decide(page, "r")
     expect(own).to_contain_text(f"{third.part_id}: reject part, scrap.")
 
