@@ -13,8 +13,8 @@ from qcnode.books.outbox import BATCH_BYTES_MAX
 pytestmark = pytest.mark.mosquitto
 
 SUCCESS, NO_SUBSCRIBER = 0x00, 0x10
-NOT_AUTHORISED, SESSION_TAKEN_OVER, CUT_OFF = 128
-TOO_LARGE = 0x87, 0x8E, 0x95
+NOT_AUTHORISED, SESSION_TAKEN_OVER, TOO_LARGE = 0x87, 0x8E, 0x95
+CUT_OFF = 0x80  # paho's word for a connection that ended without a reason
 USAGE = "qc/v1/plant/hall/line-a/node-a/meter/usage"
 RECEIPT = "qc/v1/plant/hall/line-a/node-a/meter/ack"
 
