@@ -45,7 +45,7 @@ from qcnode.errors import (
 )
 from qcnode.lines.http import HttpChannel
 from qcnode.lines.world import read_fates
-from qcnode.main import QuietServer, build_node, listen
+from qcnode.main import WORLD, QuietServer, build_node, listen
 from qcnode.manifest import load_manifest
 from qcnode.settings import (
     AgentSettings,
@@ -258,7 +258,7 @@ async def _scripted_provider(options: DemoOptions, key: str) -> AsyncIterator[st
     child = subprocess.Popen(  # noqa: ASYNC220, S603  # our own program, started once
         [
             *(sys.executable, "-m", "qcnode.cli.app", "scripted-provider"),
-            *("--world", str(options.home / "world.log")),
+            *("--world", str(options.home / WORLD)),
             *("--log", str(options.home / "provider.log")),
             *("--port", str(port), "--accuracy", str(options.accuracy)),
             *("--error-rate", "0.04", "--timeout-rate", "0.02", "--until-stdin-closes"),
@@ -392,7 +392,7 @@ async def _until_books_agree(node: Node, show: Show, stop: asyncio.Event) -> Non
 def _summary(node: Node, store: BillingStore, options: DemoOptions) -> dict[str, Any]:
     counts, totals = asdict(node.journal.counts()), node.ledger.totals()
     billed = store.totals(TENANT)
-    fates = read_fates(options.home / "world.log")
+    fates = read_fates(options.home / WORLD)
     latencies = sorted(node.station.latencies_us())
     try:
         verified = node.ledger.verify() == totals.entries

@@ -1,7 +1,7 @@
 """Builds everything of a node once and runs it. The only place that knows all parts.
 
-The order of building is the order of trust: books first, then eyes, then the line, so
-that a node which cannot record or judge never takes a trigger. The order of stopping
+The order of building is the order of trust: eyes and books first, the line after them, so
+that a node which cannot judge or record never takes a trigger. The order of stopping
 is the reverse: the line lets go first, and the books are closed last.
 """
 
