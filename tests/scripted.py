@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qcbridge.providers.scripted import ScriptedSettings, build_server, listen
+from qcbridge.providers.scripted import ScriptedSettings, build_server
+from qcnode.listen import listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,13 +41,11 @@ def scripted_provider(folder: Path, **changes: Any) -> Iterator[Scripted]:
     settings = ScriptedSettings(
         **{"world": world, "log": log, "api_key": KEY, "accuracy": 1.0, "latency_ms": 1.0} | changes
     )
-    sock = listen(0)
+    sock = listen("127.0.0.1", 0)
     server = build_server(settings, now=lambda: 1_800_000_000.0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
-        # The socket listens from here on: a request waits in its queue until the server runs.
-        sock.listen()
         yield Scripted(f"http://127.0.0.1:{sock.getsockname()[1]}", world, log)
     finally:
         server.should_exit = True

@@ -45,7 +45,8 @@ from qcnode.errors import (
 )
 from qcnode.lines.http import HttpChannel
 from qcnode.lines.world import read_fates
-from qcnode.main import WORLD, QuietServer, build_node, listen
+from qcnode.listen import listen
+from qcnode.main import WORLD, QuietServer, build_node
 from qcnode.manifest import load_manifest
 from qcnode.settings import (
     AgentSettings,

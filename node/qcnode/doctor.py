@@ -24,7 +24,8 @@ from qcbridge.prices import PriceBook
 from qcnode.books.ledger_file import LedgerReader
 from qcnode.domain import TokenUsage
 from qcnode.errors import QcError
-from qcnode.main import check_provider, listen, panel_token
+from qcnode.listen import listen
+from qcnode.main import check_provider, panel_token
 from qcnode.runtime.onnx import OnnxModel
 from qcnode.settings import load_settings
 

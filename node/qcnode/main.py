@@ -13,7 +13,6 @@ import gc
 import os
 import secrets
 import signal
-import socket
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -48,6 +47,7 @@ from qcnode.lines.mqtt import Broker, MqttChannel
 from qcnode.lines.topics import NodeTopics
 from qcnode.lines.virtual import Belt, UnknownParts, VirtualLine
 from qcnode.lines.world import last_trigger_in
+from qcnode.listen import listen
 from qcnode.logs import configure_logs
 from qcnode.panel.app import create_panel, serve_config
 from qcnode.panel.guard import TOKEN_LENGTH_MIN
@@ -57,6 +57,7 @@ from qcnode.sdnotify import Supervisor, feed_watchdog
 from qcnode.station import Station
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from pydantic import SecretStr
@@ -70,7 +71,6 @@ log = structlog.get_logger()
 
 PICO_PER_MICRO = 1_000_000
 MICRO = 1_000_000
-BACKLOG = 128
 PICTURES_MAX = 5_000
 REVIEW_SPARE_S = 5.0
 NOTICE_S = 0.2
@@ -225,7 +225,9 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
     health = HealthBoard(now)
     home = _open_home(settings.node.home)
     with contextlib.ExitStack() as undo:
-        panel_socket = listen(settings.panel.host, settings.panel.port)
+        panel_socket = listen(
+            settings.panel.host, settings.panel.port, fix="set another panel.port"
+        )
         undo.callback(panel_socket.close)
         model = OnnxModel(settings.model.dir, threads=settings.model.threads)
         journal = Journal(
@@ -330,24 +332,6 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         )
         undo.pop_all()
         return node
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Take a TCP port now, so that a port in use is known before anything runs."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        # From here on the port is taken; who comes early waits until the server runs.
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise SettingsError(
-            f"{host}:{port}: cannot listen there ({error.strerror}); set another port"
-        ) from error
-    listening.set_inheritable(False)
-    return listening
 
 
 # -- what can be chosen in the settings ----------------------------------------------

@@ -7,7 +7,6 @@ seconds; what the broker or a node has no receipt for by then comes again.
 from __future__ import annotations
 
 import signal
-import socket
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -20,8 +19,10 @@ from qcbridge.billing.consumer import MqttConsumer
 from qcbridge.billing.intake import Intake
 from qcbridge.billing.store import BillingStore
 from qcnode.errors import BillingError
+from qcnode.listen import listen
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from datetime import datetime
 
@@ -58,7 +59,9 @@ def run_server(
 ) -> bool:
     """Serve until SIGTERM or SIGINT; say through `tell` where, and return whether all went well."""
     with ExitStack() as stack:
-        listener = stack.enter_context(_listen(options.host, options.port))
+        listener = stack.enter_context(
+            listen(options.host, options.port, fix="stop what is there, or choose another --port")
+        )
         store = BillingStore(options.url, now=now)
         stack.callback(store.close)
         store.migrate()
@@ -92,17 +95,6 @@ def run_server(
         tell(f"billing listens at http://{_address(listener)}/ and keeps its books in {store.name}")
         server.run(sockets=[listener])
     return not died
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise BillingError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}):"
-            " stop what is there, or choose another --port"
-        ) from error
 
 
 def _address(listener: socket.socket) -> str:

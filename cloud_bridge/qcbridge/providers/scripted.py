@@ -36,6 +36,7 @@ from qcbridge.evidence import image_tokens
 from qcnode.domain import Finding
 from qcnode.errors import SettingsError
 from qcnode.lines.world import GOOD, UNKNOWN
+from qcnode.listen import listen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -446,7 +447,7 @@ def _error(status: int, kind: str, words: str) -> JSONResponse:
 
 def serve(settings: ScriptedSettings, *, now: Callable[[], float]) -> None:
     """Answer until SIGTERM or SIGINT, for a process that does nothing else."""
-    taken = listen(settings.port)
+    taken = listen("127.0.0.1", settings.port, fix="choose another --port")
     server = build_server(settings, now=now)
     for number in (signal.SIGTERM, signal.SIGINT):
         # The server raises the signal once more when it is done; being asked to end is no fault.
@@ -489,18 +490,3 @@ def build_server(settings: ScriptedSettings, *, now: Callable[[], float]) -> uvi
             timeout_graceful_shutdown=1,
         )
     )
-
-
-def listen(port: int) -> socket.socket:
-    """Take `port` on loopback (0: any free one), or raise `SettingsError` when it is in use."""
-    taken = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        taken.bind(("127.0.0.1", port))
-    except OSError as error:
-        taken.close()
-        raise SettingsError(
-            f"{NAME}: port {port} on 127.0.0.1 cannot be taken ({error.strerror});"
-            " choose another with --port"
-        ) from error
-    return taken
