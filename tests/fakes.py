@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcnode.domain import (
-    Action,
-    Fault,
-    Frame,
-    Inspection,
-    Passage,
-    Prediction,
-    Trigger,
-)
+from qcnode.domain import Action, Fault, Frame, Inspection, Passage, Prediction, Trigger
 from qcnode.errors import (
     CameraError,
     JournalUnavailableError,

@@ -25,13 +25,13 @@ from qcbridge.prompts import (
     system_text,
 )
 from qcbridge.transport import Metered
-from qcnode.domain import Attempt
 from qcnode.errors import (
     PictureError,
     ProviderRefusedError,
     ProviderUnavailableError,
     UnpricedError,
 )
+from qcnode.money import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -180,7 +180,7 @@ class Agent:
             # What the whole picture would have been, by the provider's formula.
             image_tokens_uncut=self._provider.worst(
                 text_bytes=0, width=shown.picture_width, height=shown.picture_height
-            ).image_tokens,
+            ).image,
         )
         return opinion
 

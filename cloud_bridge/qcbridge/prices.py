@@ -17,8 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcnode.domain import Cost, TokenUsage
 from qcnode.errors import PriceError, UnpricedError
+from qcnode.money import Cost, TokenUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -189,20 +189,19 @@ class PriceBook:
 
 
 def _split(usage: TokenUsage, *, image_apart: bool) -> dict[TokenClass, int]:
-    """Divide a usage into classes that share no token and add up to it."""
-    text = usage.input_tokens - usage.cache_read_tokens
-    image = usage.image_tokens if image_apart else 0
-    if image > text:
+    """Divide a usage into the classes that a book may price."""
+    if image_apart and usage.unknown:
         raise UnpricedError(
-            f"{usage.image_tokens} image tokens and {usage.cache_read_tokens} cached ones overlap"
-            f" in {usage.input_tokens}: which of them were cached is not known"
+            f"{usage.unknown} input tokens may be text or picture, and the two have prices of"
+            " their own"
         )
+    image = usage.image if image_apart else 0
     return {
-        TokenClass.INPUT: text - image,
-        TokenClass.CACHE_READ: usage.cache_read_tokens,
+        TokenClass.INPUT: usage.input_tokens - usage.cache_read - image,
+        TokenClass.CACHE_READ: usage.cache_read,
         TokenClass.IMAGE: image,
-        TokenClass.OUTPUT: usage.output_tokens - usage.reasoning_tokens,
-        TokenClass.REASONING: usage.reasoning_tokens,
+        TokenClass.OUTPUT: usage.output,
+        TokenClass.REASONING: usage.reasoning,
     }
 
 

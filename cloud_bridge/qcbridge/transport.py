@@ -21,21 +21,21 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 import structlog
 
-from qcnode.domain import Cost, Indeterminate, Intent, NotBilled, Settled
 from qcnode.errors import (
     LedgerUnavailableError,
     ProviderRefusedError,
     ProviderUnavailableError,
     UnpricedError,
 )
+from qcnode.money import Cost, Indeterminate, Intent, NotBilled, Settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
     from qcbridge.prices import PriceBook
-    from qcnode.domain import Attempt, LedgerEntry, LedgerFact, TokenUsage
     from qcnode.health import HealthBoard
+    from qcnode.money import Attempt, LedgerEntry, LedgerFact, TokenUsage
     from qcnode.ports import Ledger
 
 log = structlog.get_logger()
@@ -263,7 +263,8 @@ class MeteringTransport(httpx2.AsyncBaseTransport):
             attempt_id=attempt.id,
             usage=usage,
             cost=self._cost(usage, attempt, rated_at),
-            rated_at_us=(rated_at - _EPOCH) // timedelta(microseconds=1),
+            started_at_us=_to_us(rated_at) - took_ms * 1_000,
+            rated_at_us=_to_us(rated_at),
             raw_usage=raw_usage,
             response_id=_name(answer.get("id")),
             model_served=_name(answer.get("model")),
@@ -338,6 +339,10 @@ def _believable(usage: TokenUsage, raw_usage: str) -> None:
 
 def _unknown(attempt: Attempt, hold: Cost, reason: str) -> Indeterminate:
     return Indeterminate(attempt_id=attempt.id, reason=reason, hold=hold)
+
+
+def _to_us(at: datetime) -> int:
+    return (at - _EPOCH) // timedelta(microseconds=1)
 
 
 def _name(value: Any) -> str | None:

@@ -32,7 +32,7 @@ from qcbridge.billing.intake import Intake
 from qcbridge.billing.store import BillingStore
 from qcmodels.data import digest_of, open_dataset
 from qcmodels.train import TeachConfig, teach
-from qcnode.books import chain
+from qcnode.books import batch
 from qcnode.cameras.folder import FolderPictures
 from qcnode.cameras.studio import DefectKind
 from qcnode.cameras.virtual import write_dataset
@@ -67,8 +67,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from qcnode.domain import LedgerTotals
     from qcnode.main import Node
+    from qcnode.money import LedgerTotals
     from qcnode.ports import Channel
 
 TENANT = "demo"
@@ -336,7 +336,7 @@ async def _serve_billing(
     client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app))
     undo.push_async_callback(client.aclose)
     return page, HttpChannel(
-        client, "http://127.0.0.1", token=token, read_receipt=chain.decode_receipt
+        client, "http://127.0.0.1", token=token, read_receipt=batch.decode_receipt
     )
 
 

@@ -22,10 +22,10 @@ import onnxruntime
 
 from qcbridge.prices import PriceBook
 from qcnode.books.ledger_file import LedgerReader
-from qcnode.domain import TokenUsage
 from qcnode.errors import QcError
 from qcnode.listen import listen
 from qcnode.main import check_provider, panel_token
+from qcnode.money import TokenUsage
 from qcnode.runtime.onnx import OnnxModel
 from qcnode.settings import load_settings
 
@@ -195,7 +195,7 @@ def _prices(settings: Settings) -> Finding:
     try:
         book = PriceBook.load(*([] if provider.prices is None else [provider.prices]))
         cost = book.price(
-            TokenUsage(input_tokens=1_000_000, output_tokens=1_000_000),
+            TokenUsage(text=1_000_000, output=1_000_000),
             provider.name,
             provider.model,
             datetime.now(UTC),

@@ -53,6 +53,10 @@ class LedgerCorruptError(QcError):
     """The chain does not verify; the message names the first bad entry."""
 
 
+class SealError(QcError):
+    """A signature is missing, or not that of whom it should be."""
+
+
 class BudgetExceededError(QcError):
     """The worst case of this request does not fit what is left of the budget."""
 

@@ -29,12 +29,12 @@ from qcbridge.agent import Agent
 from qcbridge.prices import PriceBook
 from qcbridge.providers.openai_chat import OpenAIChatProvider
 from qcbridge.transport import MeteringTransport
-from qcnode.books import chain
+from qcnode.books import batch
+from qcnode.books.budgets import Budget
 from qcnode.books.journal import Journal
 from qcnode.books.ledger import SqliteLedger
 from qcnode.books.outbox import Outbox
 from qcnode.books.pictures import PictureStore
-from qcnode.books.tally import Budget
 from qcnode.cameras.folder import FolderCamera, FolderPictures
 from qcnode.cameras.opencv import OpenCvCamera
 from qcnode.cameras.virtual import RenderedCamera, RenderedParts
@@ -241,7 +241,7 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         )
         undo.callback(journal.close)
         ledger = SqliteLedger(
-            home / "ledger.db", now_us=_now_us, new_epoch=_new_epoch, budget=_budget(settings)
+            home / "ledger.db", now_us=_now_us, new_epoch=_new_epoch, budgets=_budgets(settings)
         )
         undo.callback(ledger.close)
         health.report("ledger", ok=True, words=f"{ledger.totals().entries} entries, chain verified")
@@ -381,7 +381,7 @@ def _build_channel(settings: Settings) -> Channel | None:
             httpx2.AsyncClient(trust_env=False),
             metering.url,
             token=_reveal(known.billing_token),
-            read_receipt=chain.decode_receipt,
+            read_receipt=batch.decode_receipt,
             timeout_s=metering.receipt_timeout_s,
         )
     node, mqtt = settings.node, settings.mqtt
@@ -398,7 +398,7 @@ def _build_channel(settings: Settings) -> Channel | None:
         NodeTopics(
             prefix=mqtt.prefix, site=node.site, area=node.area, line=node.line, node=node.name
         ),
-        read_receipt=chain.decode_receipt,
+        read_receipt=batch.decode_receipt,
         timeout_s=metering.receipt_timeout_s,
     )
 
@@ -477,11 +477,17 @@ def _promises(manifest: ModelManifest) -> Iterator[str]:
             yield f"{promise.guarantee} (n = {promise.n})"
 
 
-def _budget(settings: Settings) -> Budget | None:
+def _budgets(settings: Settings) -> tuple[Budget, ...]:
     budget = settings.budget
     if budget.per_day_micro is None:
-        return None
-    return Budget(currency=budget.currency, limit_pico=budget.per_day_micro * PICO_PER_MICRO)
+        return ()
+    return (
+        Budget(
+            name="day",
+            currency=budget.currency,
+            limit=budget.per_day_micro * PICO_PER_MICRO,
+        ),
+    )
 
 
 def check_provider(settings: Settings) -> None:

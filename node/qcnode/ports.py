@@ -19,15 +19,12 @@ if TYPE_CHECKING:
         Evidence,
         Frame,
         JournalRecord,
-        LedgerEntry,
-        LedgerFact,
-        LedgerTotals,
         Opinion,
         Passage,
         Prediction,
-        Receipt,
         Trigger,
     )
+    from qcnode.money import LedgerEntry, LedgerFact, LedgerTotals, Receipt
 
 
 class Camera(Protocol):

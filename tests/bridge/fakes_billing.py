@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from qcnode.books import chain
-from qcnode.domain import LedgerEntry, Receipt
+from qcnode.books.batch import Batch, decode_batch
 from qcnode.errors import LedgerCorruptError, LineUnavailableError
+from qcnode.money import LedgerEntry, Receipt
 
 
 class FakeBilling:
@@ -12,7 +13,7 @@ class FakeBilling:
 
     def __init__(self) -> None:
         self.entries: list[LedgerEntry] = []
-        self.batches: list[chain.Batch] = []
+        self.batches: list[Batch] = []
         self.refuses_from: int | None = None
 
     @property
@@ -23,7 +24,7 @@ class FakeBilling:
         del self.entries[up_to:]
 
     def take(self, raw: bytes) -> Receipt:
-        batch = chain.decode_batch(raw)
+        batch = decode_batch(raw)
         self.batches.append(batch)
         head = self._head(batch.epoch)
         if batch.first_seq > head.acked_seq + 1:

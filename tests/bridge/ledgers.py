@@ -4,13 +4,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from qcnode.books import chain
-from qcnode.domain import Attempt, Cost, Indeterminate, Intent, NotBilled, Settled, TokenUsage
+from qcnode.books.batch import decode_batch, encode_batch
+from qcnode.money import Attempt, Cost, Indeterminate, Intent, NotBilled, Settled, TokenUsage
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 AT_US = 1_794_787_200_000_000  # 2026-11-16 00:00 UTC
 HOLD = Cost(currency="CNY", pico=9_000_000, rows=("in", "out"))
 COST = Cost(currency="CNY", pico=1_234_567, rows=("in", "out"))
-USAGE = TokenUsage(input_tokens=1_000, output_tokens=50, cache_read_tokens=200, image_tokens=700)
+USAGE = TokenUsage.divide(input_tokens=1_000, output_tokens=50, cache_read=200, image=700)
 
 
 def intent(attempt="a1", *, hold=HOLD, provider="scripted", model="vlm-1"):
@@ -18,7 +19,7 @@ def intent(attempt="a1", *, hold=HOLD, provider="scripted", model="vlm-1"):
         attempt=Attempt(
             id=attempt, escalation_id=f"esc-{attempt}", number=1, provider=provider, model=model
         ),
-        worst=TokenUsage(input_tokens=2_000, output_tokens=400),
+        worst=TokenUsage(text=2_000, output=400),
         hold=hold,
         request_sha256="00" * 32,
         request_bytes=40_000,
@@ -31,6 +32,7 @@ def settled(attempt="a1", *, usage=USAGE, cost=COST):
         attempt_id=attempt,
         usage=usage,
         cost=cost,
+        started_at_us=AT_US,
         rated_at_us=AT_US,
         raw_usage='{"prompt_tokens": 1000, "completion_tokens": 50}',
         response_id=f"resp-{attempt}",
@@ -79,8 +81,8 @@ def attempts(count):
 
 
 def batch_of(entries, *, tenant="acme", node="node-1"):
-    return chain.decode_batch(raw_batch(entries, tenant=tenant, node=node))
+    return decode_batch(raw_batch(entries, tenant=tenant, node=node))
 
 
 def raw_batch(entries, *, tenant="acme", node="node-1"):
-    return chain.encode_batch(tenant, node, entries, at=NOW)
+    return encode_batch(tenant, node, entries, at=NOW)

@@ -18,13 +18,14 @@ from qcbridge.providers.base import Completion, worst_usage
 from qcbridge.providers.openai_chat import OpenAIChatProvider
 from qcbridge.transport import MeteringTransport
 from qcnode.books.ledger import Budget, SqliteLedger
-from qcnode.domain import Escalation, Finding, TokenUsage
+from qcnode.domain import Escalation, Finding
 from qcnode.errors import (
     BudgetExceededError,
     ProviderRefusedError,
     ProviderUnavailableError,
 )
 from qcnode.health import HealthBoard
+from qcnode.money import TokenUsage
 from qcnode.picture import encode_png
 from tests.scripted import KEY, scripted_provider
 
@@ -93,7 +94,7 @@ class ListProvider:
         return Completion(text=given, usage=None)
 
     def usage_from(self, raw):
-        return TokenUsage(input_tokens=raw["prompt_tokens"], output_tokens=1)
+        return TokenUsage.divide(input_tokens=raw["prompt_tokens"], output_tokens=1, image=0)
 
     async def close(self):
         pass
@@ -330,7 +331,7 @@ async def bridge(tmp_path, *, budget=None, answer_timeout_s=10.0, agent=None, **
             tmp_path / "ledger.db",
             now_us=lambda: int(NOW.timestamp() * 1e6),
             new_epoch=lambda: "e" * 32,
-            budget=budget,
+            budgets=() if budget is None else (budget,),
         )
         stack.callback(ledger.close)
         transport = MeteringTransport(
@@ -413,7 +414,7 @@ async def test_a_wrong_key_is_said_so_and_costs_nothing(tmp_path):
 async def test_asking_again_ends_where_the_budget_ends(tmp_path):
     # Enough for one attempt at its worst, held for good by a reset, and not for another.
     cost_pico_max = make_agent(ListProvider(), attempts_max=1)[0].cost_pico_max()
-    budget = Budget(currency="USD", limit_pico=cost_pico_max)
+    budget = Budget(name="day", currency="USD", limit=cost_pico_max)
     async with bridge(tmp_path, budget=budget, reset_rate=1.0, agent={"attempts_max": 5}) as way:
         with pytest.raises(BudgetExceededError):
             await ask(way.agent)

@@ -5,7 +5,7 @@ import pytest
 
 from qcbridge.billing.app import create_app
 from qcbridge.billing.store import BillingStore
-from qcnode.books import chain
+from qcnode.books.batch import decode_receipt
 from tests.bridge.ledgers import (
     COST,
     HOLD,
@@ -43,7 +43,7 @@ async def test_a_posted_batch_comes_back_as_its_receipt(client):
     answer = await client.post("/v1/batches", content=raw_batch(entries))
 
     assert answer.status_code == 200
-    receipt = chain.decode_receipt(answer.content)
+    receipt = decode_receipt(answer.content)
     assert (receipt.acked_seq, receipt.problem) == (2, None)
     assert receipt.head_hash == entries[-1].hash.hex()
 
@@ -67,7 +67,7 @@ async def test_a_fork_is_answered_with_a_receipt_that_names_it(client):
     await client.post("/v1/batches", content=raw_batch(write([intent(), settled()])))
     answer = await client.post("/v1/batches", content=raw_batch(write([intent(), not_billed()])))
     assert answer.status_code == 200
-    assert "another content" in chain.decode_receipt(answer.content).problem
+    assert "another content" in decode_receipt(answer.content).problem
 
 
 async def test_an_invoice_is_worked_out_for_a_month(client):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
-from qcnode.books import chain
+from qcnode.books.batch import decode_receipt
 from qcnode.books.ledger import SqliteLedger
 from qcnode.cli.app import main
 from tests.bridge.ledgers import (
@@ -82,7 +82,7 @@ def test_a_served_batch_is_on_the_bill_and_a_term_signal_ends_it_cleanly(billing
     entries = write([intent(), settled()])
     with serving(QCNODE_BILLING_URL=database_url) as (process, address):
         answer = httpx2.post(f"{address}/v1/batches", content=raw_batch(entries), headers=EVENT)
-        assert chain.decode_receipt(answer.content).acked_seq == 2
+        assert decode_receipt(answer.content).acked_seq == 2
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, errors) == (0, "")

@@ -12,7 +12,7 @@ from paho.mqtt.properties import Properties
 from qcbridge.billing.consumer import Broker, MqttConsumer, broker_at
 from qcbridge.billing.intake import Intake
 from qcbridge.billing.store import BillingStore, StoreUnavailableError
-from qcnode.books import chain
+from qcnode.books.batch import decode_receipt
 from qcnode.errors import BillingError
 from tests.bridge.ledgers import NOW, attempts, batch_of, intent, raw_batch, settled, write
 
@@ -64,7 +64,7 @@ class Sender:
         if message.topic.endswith("/meter/usage"):
             return
         correlation = getattr(message.properties, "CorrelationData", None)
-        self.receipts.put((message.topic, correlation, chain.decode_receipt(message.payload)))
+        self.receipts.put((message.topic, correlation, decode_receipt(message.payload)))
 
     def close(self):
         self.client.disconnect()

@@ -15,8 +15,8 @@ from qcbridge.billing.postings import BatchRefusedError
 from qcbridge.billing.store import BillingStore, Measured, StoreUnavailableError
 from qcbridge.billing.tables import METADATA
 from qcnode.books import chain
-from qcnode.domain import Cost, LedgerEntry
 from qcnode.errors import BillingError
+from qcnode.money import Cost, LedgerEntry
 from tests.bridge.ledgers import (
     COST,
     HOLD,

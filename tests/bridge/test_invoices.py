@@ -21,8 +21,8 @@ from qcbridge.billing.invoices import (
     to_us,
 )
 from qcbridge.billing.papers import COLUMNS, invoice_text
-from qcnode.domain import Cost, TokenUsage
 from qcnode.errors import BillingError, UnpricedError
+from qcnode.money import Cost, TokenUsage
 from tests.bridge.ledgers import AT_US, COST, HOLD, USAGE
 
 NOVEMBER = month("2026-11")
@@ -66,8 +66,8 @@ def test_a_line_gathers_what_one_node_used_at_one_price():
     ]
     first = invoice.lines[0]
     assert first.cost_pico == 2 * COST.pico
-    assert first.usage == TokenUsage(
-        input_tokens=2_000, output_tokens=100, cache_read_tokens=400, image_tokens=1_400
+    assert first.usage == TokenUsage.divide(
+        input_tokens=2_000, output_tokens=100, cache_read=400, image=1_400
     )
 
 

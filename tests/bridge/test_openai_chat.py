@@ -8,8 +8,8 @@ from pydantic import SecretStr
 from qcbridge.prompts import Prompt, ruling_schema
 from qcbridge.providers.openai_chat import OpenAIChatProvider, completions_url, usage_from
 from qcbridge.transport import ATTEMPT, Metered
-from qcnode.domain import Attempt, TokenUsage
 from qcnode.errors import ProviderRefusedError, ProviderUnavailableError, SettingsError
+from qcnode.money import Attempt, TokenUsage
 
 KEY = "sk-very-secret"
 PROMPT = Prompt(
@@ -20,7 +20,7 @@ PROMPT = Prompt(
 )
 METERED = Metered(
     attempt=Attempt(id="a-1", escalation_id="e-1", number=1, provider="some", model="vlm-1"),
-    worst=TokenUsage(input_tokens=1000, output_tokens=300),
+    worst=TokenUsage(text=1000, output=300),
     image_sha256="00",
     usage_from=usage_from,
 )
@@ -90,7 +90,7 @@ async def test_one_question_goes_out_as_one_chat_completion():
     kind, _, data = image["image_url"]["url"].partition(",")
     assert (kind, base64.b64decode(data)) == ("data:image/jpeg;base64", PROMPT.jpeg)
     assert answer.text == "the answer"
-    assert answer.usage == TokenUsage(input_tokens=900, output_tokens=50)
+    assert answer.usage == TokenUsage(text=900, output=50)
 
 
 @pytest.mark.parametrize(
@@ -202,28 +202,28 @@ async def test_a_ruling_counts_even_when_its_tokens_cannot_be_believed():
 @pytest.mark.parametrize(
     ("raw", "usage"),
     [
-        (USAGE, TokenUsage(input_tokens=900, output_tokens=50)),
+        (USAGE, TokenUsage(text=900, output=50)),
         (
             USAGE
             | {
                 "prompt_tokens_details": {"cached_tokens": 512, "image_tokens": 256},
                 "completion_tokens_details": {"reasoning_tokens": 20},
             },
-            TokenUsage(
+            TokenUsage.divide(
                 input_tokens=900,
                 output_tokens=50,
-                cache_read_tokens=512,
-                image_tokens=256,
-                reasoning_tokens=20,
+                cache_read=512,
+                image=256,
+                reasoning=20,
             ),
         ),
         (
             USAGE | {"prompt_cache_hit_tokens": 640, "prompt_cache_miss_tokens": 260},
-            TokenUsage(input_tokens=900, output_tokens=50, cache_read_tokens=640),
+            TokenUsage.divide(input_tokens=900, output_tokens=50, cache_read=640, image=0),
         ),
         (
             USAGE | {"prompt_tokens_details": None, "completion_tokens_details": {"other": 1}},
-            TokenUsage(input_tokens=900, output_tokens=50),
+            TokenUsage(text=900, output=50),
         ),
     ],
 )

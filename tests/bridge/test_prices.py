@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcbridge.prices import PriceBook
-from qcnode.domain import TokenUsage
 from qcnode.errors import PriceError, UnpricedError
+from qcnode.money import TokenUsage
 
 CUT = datetime(2026, 8, 31, 16, tzinfo=UTC)
 SCRIPTED = ("scripted", "scripted-provider")
@@ -42,7 +42,7 @@ def output(**changes: object) -> str:
 
 
 def test_the_book_that_ships_changes_its_price_at_one_instant():
-    book, usage = PriceBook.load(), TokenUsage(input_tokens=1_000, output_tokens=100)
+    book, usage = PriceBook.load(), TokenUsage(text=1_000, output=100)
     before = book.price(usage, *SCRIPTED, CUT - timedelta(microseconds=1))
     after = book.price(usage, *SCRIPTED, CUT)
     assert before.pico == 1_000 * 400_000 + 100 * 1_600_000
@@ -56,12 +56,12 @@ def test_the_book_that_ships_says_that_its_prices_are_made_up():
 
 
 def test_each_token_is_priced_once_and_by_its_own_class():
-    usage = TokenUsage(
+    usage = TokenUsage.divide(
         input_tokens=1_000,
         output_tokens=100,
-        cache_read_tokens=200,
-        image_tokens=300,
-        reasoning_tokens=40,
+        cache_read=200,
+        image=300,
+        reasoning=40,
     )
     cost = PriceBook.load().price(usage, *SCRIPTED, CUT)
     assert cost.pico == 500 * 300_000 + 200 * 30_000 + 300 * 350_000 + 100 * 1_200_000
@@ -70,9 +70,9 @@ def test_each_token_is_priced_once_and_by_its_own_class():
 def test_image_and_reasoning_tokens_cost_what_text_costs_without_rows_of_their_own(tmp_path):
     book = load(tmp_path, row(), output())
     at = datetime(2026, 6, 1, tzinfo=UTC)
-    plain = book.price(TokenUsage(input_tokens=9, output_tokens=5), "acme", "eye-1", at)
+    plain = book.price(TokenUsage(text=9, output=5), "acme", "eye-1", at)
     split = book.price(
-        TokenUsage(input_tokens=9, output_tokens=5, image_tokens=7, reasoning_tokens=4),
+        TokenUsage.divide(input_tokens=9, output_tokens=5, image=7, reasoning=4),
         "acme",
         "eye-1",
         at,
@@ -84,11 +84,11 @@ def test_image_and_reasoning_tokens_cost_what_text_costs_without_rows_of_their_o
 @pytest.mark.parametrize(
     ("usage", "provider", "model", "at"),
     [
-        (TokenUsage(input_tokens=9, output_tokens=5), "acme", "eye-2", "2026-06-01"),
-        (TokenUsage(input_tokens=9, output_tokens=5), "other", "eye-1", "2026-06-01"),
-        (TokenUsage(input_tokens=9, output_tokens=5), "acme", "eye-1", "2025-06-01"),
+        (TokenUsage(text=9, output=5), "acme", "eye-2", "2026-06-01"),
+        (TokenUsage(text=9, output=5), "other", "eye-1", "2026-06-01"),
+        (TokenUsage(text=9, output=5), "acme", "eye-1", "2025-06-01"),
         (
-            TokenUsage(input_tokens=9, output_tokens=5, cache_read_tokens=1),
+            TokenUsage.divide(input_tokens=9, output_tokens=5, cache_read=1, image=0),
             "acme",
             "eye-1",
             "2026-06-01",
@@ -102,13 +102,13 @@ def test_what_has_no_row_is_unpriced_and_never_free(tmp_path, usage, provider, m
 
 
 def test_cached_and_image_tokens_that_overlap_have_no_price():
-    usage = TokenUsage(input_tokens=100, output_tokens=1, cache_read_tokens=60, image_tokens=60)
+    usage = TokenUsage.divide(input_tokens=100, output_tokens=1, cache_read=60, image=60)
     with pytest.raises(UnpricedError, match="overlap"):
         PriceBook.load().price(usage, *SCRIPTED, CUT)
 
 
 def test_the_worst_case_is_the_dearest_row_in_force_until_the_answer():
-    book, usage = PriceBook.load(), TokenUsage(input_tokens=1_000, output_tokens=100)
+    book, usage = PriceBook.load(), TokenUsage(text=1_000, output=100)
     before = CUT - timedelta(seconds=30)
     assert book.worst_case(usage, *SCRIPTED, CUT).pico == 1_000 * 350_000 + 100 * 1_200_000
     late = book.worst_case(usage, *SCRIPTED, before, CUT + timedelta(seconds=30))
@@ -132,7 +132,7 @@ def test_no_request_costs_more_than_its_worst_case_and_all_fit_64_bits(data, ent
 
 def test_a_pattern_prices_what_begins_like_it(tmp_path):
     book = load(tmp_path, row(model='"eye-*"'), output(model='"eye-*"'))
-    at, usage = datetime(2026, 6, 1, tzinfo=UTC), TokenUsage(input_tokens=1, output_tokens=0)
+    at, usage = datetime(2026, 6, 1, tzinfo=UTC), TokenUsage(text=1, output=0)
     assert book.price(usage, "acme", "eye-2-mini", at).pico == 2_000_000
     with pytest.raises(UnpricedError):
         book.price(usage, "acme", "ear-1", at)

@@ -19,7 +19,6 @@ from qcbridge.prices import PriceBook
 from qcbridge.transport import Metered, MeteringTransport
 from qcnode.books import chain
 from qcnode.books.ledger import Budget, SqliteLedger
-from qcnode.domain import Attempt, Indeterminate, Intent, NotBilled, Settled, TokenUsage
 from qcnode.errors import (
     BudgetExceededError,
     LedgerUnavailableError,
@@ -28,23 +27,25 @@ from qcnode.errors import (
     UnpricedError,
 )
 from qcnode.health import HealthBoard
+from qcnode.money import Attempt, Indeterminate, Intent, NotBilled, Settled, TokenUsage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NOW_US = int(NOW.timestamp() * 1_000_000)
-WORST = TokenUsage(input_tokens=2_000, output_tokens=300, image_tokens=800)
+WORST = TokenUsage.divide(input_tokens=2_000, output_tokens=300, image=800)
 HOLD = 2_000 * 350_000 + 300 * 1_200_000
 USAGE = {"prompt_tokens": 1_000, "completion_tokens": 100}
 COST = 1_000 * 300_000 + 100 * 1_200_000
 
 
 def usage_from(raw) -> TokenUsage:
-    return TokenUsage(
+    return TokenUsage.divide(
         input_tokens=raw["prompt_tokens"],
         output_tokens=raw["completion_tokens"],
-        cache_read_tokens=raw.get("cached", 0),
+        cache_read=raw.get("cached", 0),
+        image=0,
     )
 
 
@@ -157,7 +158,7 @@ def ledger(tmp_path):
         tmp_path / "ledger.db",
         now_us=lambda: NOW_US,
         new_epoch=lambda: "e" * 32,
-        budget=Budget(currency="USD", limit_pico=10 * HOLD),
+        budgets=(Budget(name="day", currency="USD", limit=10 * HOLD),),
     )
     yield books
     books.close()
@@ -247,7 +248,7 @@ async def test_a_model_without_a_price_is_not_asked(ask, provider, ledger):
 
 async def test_what_does_not_fit_the_budget_is_not_sent(ask, provider, ledger):
     provider.says(http(200, answer()))
-    huge = TokenUsage(input_tokens=20_001, output_tokens=3_000)
+    huge = TokenUsage(text=20_001, output=3_000)
     with pytest.raises(BudgetExceededError):
         await ask(metered(worst=huge))
     assert provider.requests == []
@@ -322,7 +323,7 @@ async def test_an_answer_without_a_believable_count_is_held_and_handed_on(
 
 
 async def test_used_tokens_that_have_no_price_are_unpriced_and_not_free(ask, provider, ledger):
-    overlapping = TokenUsage(input_tokens=10, output_tokens=1, cache_read_tokens=9, image_tokens=9)
+    overlapping = TokenUsage.divide(input_tokens=10, output_tokens=1, cache_read=9, image=9)
     provider.says(http(200, answer()))
     await ask(metered(usage_from=lambda _raw: overlapping))
     assert facts(ledger)[1].cost is None

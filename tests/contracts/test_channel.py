@@ -15,11 +15,12 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from qcnode.books import chain
-from qcnode.domain import NotBilled
+from qcnode.books.batch import decode_receipt, encode_batch, encode_receipt
 from qcnode.errors import LineUnavailableError, SettingsError
 from qcnode.lines.http import HttpChannel
 from qcnode.lines.mqtt import Broker, MqttChannel
 from qcnode.lines.topics import NodeTopics
+from qcnode.money import NotBilled
 from tests.bridge.fakes_billing import FakeBilling
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def batches(count: int) -> list[bytes]:
         before = entries[-1].hash
     at = datetime(2026, 11, 20, tzinfo=UTC)
     return [
-        chain.encode_batch("acme", "n1", entries[start : start + 2], at=at)
+        encode_batch("acme", "n1", entries[start : start + 2], at=at)
         for start in range(0, 2 * count, 2)
     ]
 
@@ -61,7 +62,7 @@ class HttpSide:
             client,
             "http://billing.local",
             token=token,
-            read_receipt=chain.decode_receipt,
+            read_receipt=decode_receipt,
             timeout_s=timeout_s,
         )
 
@@ -84,7 +85,7 @@ class HttpSide:
         if headers.get("authorization") != f"Bearer {TOKEN}":
             status = 401
         elif status == 200:
-            answer = self.raw or chain.encode_receipt(self.billing.take(body))
+            answer = self.raw or encode_receipt(self.billing.take(body))
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": answer})
 
@@ -127,7 +128,7 @@ class MqttSide:
                 password=password or "secret",
             ),
             TOPICS,
-            read_receipt=chain.decode_receipt,
+            read_receipt=decode_receipt,
             timeout_s=timeout_s,
         )
 
@@ -138,7 +139,7 @@ class MqttSide:
         self.raw = b"<html>hello</html>"
 
     def _answer(self, client: Client, _userdata, message) -> None:
-        answer = self.raw or chain.encode_receipt(self.billing.take(message.payload))
+        answer = self.raw or encode_receipt(self.billing.take(message.payload))
         self._loop.call_soon_threadsafe(self.heard.set)
         if self.silent:
             return
@@ -234,7 +235,7 @@ async def test_a_large_batch_goes_through_whole(side):
     before = chain.genesis("epoch")
     fact = NotBilled(attempt_id="a1", reason="x" * 250_000, http_status=None)
     entry = chain.make_entry(fact, epoch="epoch", seq=1, at_us=1, prev_hash=before)
-    batch = chain.encode_batch("acme", "n1", [entry], at=datetime(2026, 11, 20, tzinfo=UTC))
+    batch = encode_batch("acme", "n1", [entry], at=datetime(2026, 11, 20, tzinfo=UTC))
     async with closing(side.channel()) as channel:
         assert (await channel.send(batch)).head_hash == entry.hash.hex()
 
@@ -283,7 +284,7 @@ async def test_http_says_when_nobody_is_there(free_port):
     (batch,) = batches(1)
     url = f"http://127.0.0.1:{free_port()}"
     channel = HttpChannel(
-        httpx2.AsyncClient(trust_env=False), url, token=None, read_receipt=chain.decode_receipt
+        httpx2.AsyncClient(trust_env=False), url, token=None, read_receipt=decode_receipt
     )
     async with closing(channel):
         with pytest.raises(LineUnavailableError, match="running"):
@@ -293,7 +294,7 @@ async def test_http_says_when_nobody_is_there(free_port):
 @pytest.mark.parametrize("url", ["billing.local", "ftp://billing.local", "http://", ""])
 def test_http_refuses_an_address_that_is_none(url):
     with pytest.raises(SettingsError, match=r"metering\.url"):
-        HttpChannel(httpx2.AsyncClient(), url, token=None, read_receipt=chain.decode_receipt)
+        HttpChannel(httpx2.AsyncClient(), url, token=None, read_receipt=decode_receipt)
 
 
 # MQTT alone
@@ -334,7 +335,7 @@ async def test_mqtt_a_node_that_may_not_speak_here_is_told(mqtt):
             password="secret",
         ),
         TOPICS,
-        read_receipt=chain.decode_receipt,
+        read_receipt=decode_receipt,
         timeout_s=5.0,
     )
     async with closing(channel):
@@ -398,7 +399,7 @@ async def test_mqtt_a_server_that_accepts_and_says_nothing_does_not_hold_us(free
     channel = MqttChannel(
         Broker(host="127.0.0.1", port=port),
         TOPICS,
-        read_receipt=chain.decode_receipt,
+        read_receipt=decode_receipt,
         timeout_s=0.3,
     )
     async with closing(channel):
@@ -412,7 +413,7 @@ async def test_mqtt_a_server_that_accepts_and_says_nothing_does_not_hold_us(free
 async def test_mqtt_says_when_there_is_no_broker(free_port):
     (batch,) = batches(1)
     channel = MqttChannel(
-        Broker(host="127.0.0.1", port=free_port()), TOPICS, read_receipt=chain.decode_receipt
+        Broker(host="127.0.0.1", port=free_port()), TOPICS, read_receipt=decode_receipt
     )
     async with closing(channel):
         with pytest.raises(LineUnavailableError, match=r"mqtt\.host"):
@@ -426,7 +427,7 @@ def test_mqtt_refuses_certificates_that_cannot_be_used(tmp_path):
         MqttChannel(
             Broker(host="h", port=8883, ca_file=broken),
             TOPICS,
-            read_receipt=chain.decode_receipt,
+            read_receipt=decode_receipt,
         )
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from qcbridge.billing.store import BillingStore
 from qcnode.books import chain
 from qcnode.books.ledger_file import LedgerReader
-from qcnode.domain import Indeterminate, Intent, NotBilled, Settled
 from qcnode.lines.world import read_fates
+from qcnode.money import Indeterminate, Intent, NotBilled, Settled
 
 START_S = 60.0
 PERIOD_MS = 40.0

@@ -27,8 +27,6 @@ from qcnode.domain import (
     Finding,
     Frame,
     Inspection,
-    LedgerEntry,
-    LedgerTotals,
     Limits,
     Prediction,
     Ruling,
@@ -36,6 +34,7 @@ from qcnode.domain import (
 )
 from qcnode.errors import JournalUnavailableError, LedgerUnavailableError, RulingError
 from qcnode.health import HealthBoard
+from qcnode.money import LedgerEntry, LedgerTotals
 from qcnode.panel.app import create_panel, serve_config
 from qcnode.panel.sources import About
 from qcnode.policy import action_for, disposition_of, judge
@@ -46,7 +45,8 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from qcnode.domain import Disposition, LedgerFact, Receipt
+    from qcnode.domain import Disposition
+    from qcnode.money import LedgerFact, Receipt
 
 START = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
 LIMITS = Limits(accept_below=4.2, reject_from=7.5)

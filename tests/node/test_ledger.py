@@ -22,7 +22,8 @@ from qcnode.books import chain
 from qcnode.books.ledger import Budget, SqliteLedger
 from qcnode.books.ledger_file import LedgerReader
 from qcnode.cli import ledger as ledger_cli
-from qcnode.domain import (
+from qcnode.errors import BudgetExceededError, LedgerCorruptError, LedgerUnavailableError
+from qcnode.money import (
     Attempt,
     Cost,
     Indeterminate,
@@ -32,7 +33,6 @@ from qcnode.domain import (
     Settled,
     TokenUsage,
 )
-from qcnode.errors import BudgetExceededError, LedgerCorruptError, LedgerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def open_ledger(folder: Path, *, budget: Budget | None = None, clock: Clock | No
         folder / "ledger.db",
         now_us=clock or Clock(),
         new_epoch=lambda: EPOCH,
-        budget=budget,
+        budgets=() if budget is None else (budget,),
     )
 
 
@@ -80,7 +80,7 @@ def intent(attempt_id: str, hold: int = 100) -> Intent:
         attempt=Attempt(
             id=attempt_id, escalation_id="e1", number=1, provider="scripted", model="m"
         ),
-        worst=TokenUsage(input_tokens=10, output_tokens=10),
+        worst=TokenUsage(text=10, output=10),
         hold=usd(hold),
         request_sha256="0" * 64,
         request_bytes=1,
@@ -91,8 +91,9 @@ def intent(attempt_id: str, hold: int = 100) -> Intent:
 def settled(attempt_id: str, pico: int | None = 60) -> Settled:
     return Settled(
         attempt_id=attempt_id,
-        usage=TokenUsage(input_tokens=7, output_tokens=3),
+        usage=TokenUsage(text=7, output=3),
         cost=None if pico is None else usd(pico),
+        started_at_us=1_795_000_000_000_000,
         rated_at_us=1_795_000_000_000_000,
         raw_usage='{"prompt_tokens": 7}',
         response_id="r",
@@ -176,8 +177,8 @@ def test_what_a_stop_left_open_is_indeterminate_at_its_hold_after_it(tmp_path):
 
 
 def test_an_answer_without_a_price_is_counted_as_unpriced_and_not_as_zero(tmp_path):
-    budget = Budget(currency="USD", limit_pico=100)
-    with opened(tmp_path, budget=budget) as ledger:
+    budget = Budget(name="day", currency="USD", limit=100)
+    with opened(tmp_path, budgets=(budget,)) as ledger:
         put(ledger, intent("a1", hold=100), settled("a1", pico=None))
         totals = ledger.totals()
         assert (totals.settled, totals.unpriced, totals.cost_pico) == (1, 1, {})
@@ -186,7 +187,9 @@ def test_an_answer_without_a_price_is_counted_as_unpriced_and_not_as_zero(tmp_pa
 
 def test_an_intent_that_does_not_fit_the_budget_is_refused_until_the_next_day(tmp_path):
     clock = Clock()
-    with opened(tmp_path, budget=Budget(currency="USD", limit_pico=150), clock=clock) as ledger:
+    with opened(
+        tmp_path, budgets=(Budget(name="day", currency="USD", limit=150),), clock=clock
+    ) as ledger:
         put(ledger, intent("a1"))
         assert ledger.budget_left_pico() == 50
         with pytest.raises(BudgetExceededError, match="50 pico-USD left"):
@@ -201,15 +204,15 @@ def test_an_intent_that_does_not_fit_the_budget_is_refused_until_the_next_day(tm
 
 
 def test_what_was_spent_today_counts_after_a_restart(tmp_path):
-    budget = Budget(currency="USD", limit_pico=150)
-    with opened(tmp_path, budget=budget) as ledger:
+    budget = Budget(name="day", currency="USD", limit=150)
+    with opened(tmp_path, budgets=(budget,)) as ledger:
         put(ledger, intent("a1"), settled("a1", pico=60), intent("a2", hold=80))
-    with opened(tmp_path, budget=budget) as ledger:
+    with opened(tmp_path, budgets=(budget,)) as ledger:
         assert ledger.budget_left_pico() == 10
 
 
 def test_a_cost_above_its_hold_is_a_debt_and_nothing_more_is_reserved(tmp_path):
-    with opened(tmp_path, budget=Budget(currency="USD", limit_pico=100)) as ledger:
+    with opened(tmp_path, budgets=(Budget(name="day", currency="USD", limit=100),)) as ledger:
         put(ledger, intent("a1"), settled("a1", pico=250))
         assert ledger.budget_left_pico() == 0
         with pytest.raises(BudgetExceededError):
@@ -218,14 +221,14 @@ def test_a_cost_above_its_hold_is_a_debt_and_nothing_more_is_reserved(tmp_path):
 
 def test_a_budget_in_one_currency_lets_nothing_pass_in_another(tmp_path):
     with (
-        opened(tmp_path, budget=Budget(currency="CNY", limit_pico=10**9)) as ledger,
+        opened(tmp_path, budgets=(Budget(name="day", currency="CNY", limit=10**9),)) as ledger,
         pytest.raises(BudgetExceededError, match="CNY"),
     ):
         ledger.submit(intent("a1")).result(10)
 
 
 def test_two_hundred_intents_at_once_never_overspend(tmp_path):
-    with opened(tmp_path, budget=Budget(currency="USD", limit_pico=1_050)) as ledger:
+    with opened(tmp_path, budgets=(Budget(name="day", currency="USD", limit=1_050),)) as ledger:
         start = threading.Barrier(20)
 
         def ask(worker: int) -> int:

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qcnode.books import chain, outbox
+from qcnode.books import outbox
+from qcnode.books.batch import decode_batch
 from qcnode.books.ledger import SqliteLedger
 from qcnode.books.outbox import Outbox
-from qcnode.domain import Attempt, Cost, Intent, NotBilled, Receipt, TokenUsage
 from qcnode.health import HealthBoard
+from qcnode.money import Attempt, Cost, Intent, NotBilled, Receipt, TokenUsage
 from tests.bridge.fakes_billing import FakeBilling, FakeChannel
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 def intent(attempt_id: str, provider: str = "scripted") -> Intent:
     return Intent(
         attempt=Attempt(id=attempt_id, escalation_id="e1", number=1, provider=provider, model="m"),
-        worst=TokenUsage(input_tokens=10, output_tokens=10),
+        worst=TokenUsage(text=10, output=10),
         hold=Cost(currency="USD", pico=1, rows=()),
         request_sha256="0" * 64,
         request_bytes=1,
@@ -252,7 +253,7 @@ async def test_a_batch_is_bounded_in_rows_and_in_bytes(ledger, monkeypatch):
     async with running(make_outbox(ledger, channel)) as box:
         assert await box.flush(10)
     assert channel.billing.seqs == list(range(1, 37))
-    sizes = [(len(raw), len(chain.decode_batch(raw).entries)) for raw in channel.sent]
+    sizes = [(len(raw), len(decode_batch(raw).entries)) for raw in channel.sent]
     assert all(size <= 4_000 or rows == 1 for size, rows in sizes)
     assert all(rows <= 20 for _size, rows in sizes)
     assert len(sizes) < 25

@@ -17,15 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from qcnode.domain import (
-    Box,
-    Counts,
-    Decider,
-    Disposition,
-    Limits,
-    Prediction,
-    Verdict,
-)
+from qcnode.domain import Box, Counts, Decider, Disposition, Limits, Prediction, Verdict
 from qcnode.panel import books, pictures, view
 from qcnode.panel.guard import BODY_BYTES_MAX, COOKIE, session_of
 from qcnode.policy import judge

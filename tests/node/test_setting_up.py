@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 
 from qcnode.books.ledger import SqliteLedger
-from qcnode.domain import Attempt, Cost, Intent, TokenUsage
+from qcnode.money import Attempt, Cost, Intent, TokenUsage
 from qcnode.settings import Settings, load_settings
 
 KEY_LINE = re.compile(r"# (\w+ = .*)")
@@ -246,7 +246,7 @@ def an_intent():
     attempt = Attempt(id="a1", escalation_id="e1", number=1, provider="scripted", model="m")
     return Intent(
         attempt=attempt,
-        worst=TokenUsage(input_tokens=1, output_tokens=1),
+        worst=TokenUsage(text=1, output=1),
         hold=Cost(currency="USD", pico=1, rows=("r",)),
         request_sha256="0" * 64,
         request_bytes=1,

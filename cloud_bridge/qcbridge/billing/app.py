@@ -40,7 +40,7 @@ from qcbridge.billing.invoices import (
 from qcbridge.billing.papers import count, price_notes
 from qcbridge.billing.postings import BATCH_BYTES_MAX
 from qcbridge.billing.store import StoreUnavailableError
-from qcnode.books import chain
+from qcnode.books import batch as batches
 from qcnode.errors import BillingError
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ async def _post_batch(request: Request, server: ServerDep) -> Response:
         )
     raw = await _read_body(request)
     receipt = await run_in_threadpool(server.intake.take, raw, via="http")
-    return Response(chain.encode_receipt(receipt), media_type="application/json")
+    return Response(batches.encode_receipt(receipt), media_type="application/json")
 
 
 @_guarded_routes.get("/v1/totals")

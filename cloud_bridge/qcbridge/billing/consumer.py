@@ -25,9 +25,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from qcbridge.billing.postings import BATCH_BYTES_MAX, BatchRefusedError
 from qcbridge.billing.store import StoreUnavailableError
-from qcnode.books import chain
-from qcnode.domain import Receipt
+from qcnode.books import batch as batches
 from qcnode.errors import BillingError
+from qcnode.money import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -335,7 +335,7 @@ class MqttConsumer:
         if correlation is not None:
             properties.CorrelationData = correlation
         sent = self._client.publish(
-            topic, chain.encode_receipt(receipt), qos=1, properties=properties
+            topic, batches.encode_receipt(receipt), qos=1, properties=properties
         )
         self._note_unsent(sent.rc, topic)
 

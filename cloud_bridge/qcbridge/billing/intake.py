@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from qcbridge.billing.postings import BATCH_BYTES_MAX, BatchRefusedError, RefusalKind
 from qcbridge.billing.store import Outcome, StoreUnavailableError
-from qcnode.books import chain
+from qcnode.books import batch as batches
 
 if TYPE_CHECKING:
     from qcbridge.billing.store import BillingStore
-    from qcnode.domain import Receipt
+    from qcnode.money import Receipt
 
 
 class Intake:
@@ -63,13 +63,13 @@ class Intake:
         return taken.receipt
 
 
-def _read(raw: bytes, node: str | None) -> chain.Batch:
+def _read(raw: bytes, node: str | None) -> batches.Batch:
     if len(raw) > BATCH_BYTES_MAX:
         raise BatchRefusedError(
             RefusalKind.UNREADABLE, f"a batch of {len(raw)} bytes: send {BATCH_BYTES_MAX} at most"
         )
     try:
-        batch = chain.decode_batch(raw)
+        batch = batches.decode_batch(raw)
     except (ValueError, OverflowError) as error:  # JSON may hold numbers beyond any int64.
         raise BatchRefusedError(RefusalKind.UNREADABLE, f"not a ledger batch: {error}") from error
     if node is not None and batch.node != node:

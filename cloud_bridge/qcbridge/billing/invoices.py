@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qcnode.domain import Cost, TokenUsage
 from qcnode.errors import BillingError, UnpricedError
+from qcnode.money import Cost, TokenUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -308,30 +308,16 @@ class _Sum:
     def __init__(self) -> None:
         self.attempts = 0
         self.pico = 0
-        self._tokens = [0, 0, 0, 0, 0]
+        self._usage = TokenUsage()
 
     def add(self, usage: TokenUsage | None, pico: int) -> None:
         self.attempts += 1
         self.pico += pico
         if usage is not None:
-            counts = (
-                usage.input_tokens,
-                usage.output_tokens,
-                usage.cache_read_tokens,
-                usage.image_tokens,
-                usage.reasoning_tokens,
-            )
-            self._tokens = [have + more for have, more in zip(self._tokens, counts, strict=True)]
+            self._usage += usage
 
     def usage(self) -> TokenUsage:
-        entered, answered, cached, image, reasoning = self._tokens
-        return TokenUsage(
-            input_tokens=entered,
-            output_tokens=answered,
-            cache_read_tokens=cached,
-            image_tokens=image,
-            reasoning_tokens=reasoning,
-        )
+        return self._usage
 
 
 def _difference(entry: BillEntry, usage: TokenUsage, prices: Pricing) -> Difference | None:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from qcnode.books import chain
-from qcnode.domain import Indeterminate, Intent, NotBilled, Settled
+from qcnode.books.attempts import subject_of
 from qcnode.errors import BillingError, LedgerCorruptError
+from qcnode.money import Indeterminate, Intent, NotBilled, Settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
 
-    from qcnode.domain import Cost, LedgerEntry, LedgerFact, TokenUsage
+    from qcnode.books.batch import Batch
+    from qcnode.money import Cost, LedgerEntry, LedgerFact, TokenUsage
 
 BATCH_BYTES_MAX = 1024 * 1024
 ENTRIES_MAX = 2_000
@@ -83,7 +85,7 @@ class Posting:
     dispute: str | None = None
 
 
-def check_batch(batch: chain.Batch) -> None:
+def check_batch(batch: Batch) -> None:
     """Refuse a batch that names nobody, is out of bounds or skips a seq."""
     for what, value in (("tenant", batch.tenant), ("node", batch.node), ("epoch", batch.epoch)):
         if not _IDENTITY.fullmatch(value):
@@ -144,7 +146,7 @@ def post(
     return postings
 
 
-def _post_one(
+def _post_one(  # noqa: PLR0911  # one for each way it can go
     entry: LedgerEntry, fact: LedgerFact, attempts: MutableMapping[str, AttemptState]
 ) -> Posting:
     if isinstance(fact, Intent):
@@ -158,6 +160,8 @@ def _post_one(
             model=attempt.model,
             hold=fact.hold,
         )
+    if not isinstance(fact, Settled | NotBilled | Indeterminate):
+        return _disputed(entry, subject_of(fact), f"a {entry.kind} entry, which moves nothing yet")
     known = attempts.get(fact.attempt_id)
     if known is None:
         return _disputed(
@@ -199,7 +203,7 @@ def _check_values(entry: LedgerEntry, fact: LedgerFact) -> None:
         _check_usage(entry, fact.worst)
         _check_cost(entry, fact.hold)
         return
-    _check_name(entry, "attempt", fact.attempt_id)
+    _check_name(entry, "subject", subject_of(fact))
     if isinstance(fact, Settled):
         _check_usage(entry, fact.usage)
         if not isinstance(fact.rated_at_us, int) or not 0 <= fact.rated_at_us <= AT_US_MAX:
@@ -208,8 +212,6 @@ def _check_values(entry: LedgerEntry, fact: LedgerFact) -> None:
             _check_cost(entry, fact.cost)
     elif isinstance(fact, Indeterminate):
         _check_cost(entry, fact.hold)
-    elif not isinstance(fact, NotBilled):
-        assert_never(fact)  # A kind added to the domain must be checked here.
 
 
 def _check_name(entry: LedgerEntry, what: str, value: object) -> None:
@@ -223,9 +225,9 @@ def _check_usage(entry: LedgerEntry, usage: TokenUsage) -> None:
     for count in (
         usage.input_tokens,
         usage.output_tokens,
-        usage.cache_read_tokens,
-        usage.image_tokens,
-        usage.reasoning_tokens,
+        usage.cache_read,
+        usage.image,
+        usage.reasoning,
     ):
         # `True` is an int to Python and a fault here.
         if type(count) is not int or not 0 <= count <= TOKENS_MAX:

@@ -47,16 +47,18 @@ from qcbridge.billing.postings import (
     read_fact,
 )
 from qcbridge.billing.tables import ENTRY, LEDGER, REFUSAL
+from qcnode.books import batch as batches
 from qcnode.books import chain
-from qcnode.domain import Cost, Intent, Receipt, TokenUsage
+from qcnode.books.attempts import subject_of
 from qcnode.errors import BillingError, LedgerCorruptError
+from qcnode.money import Cost, Receipt, TokenUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
     from qcbridge.billing.invoices import Period
-    from qcnode.domain import LedgerEntry, LedgerFact
+    from qcnode.money import LedgerEntry, LedgerFact
 
 log = structlog.get_logger()
 
@@ -247,7 +249,7 @@ class BillingStore:
         with _plain_errors(), self._reader.connect() as db:
             db.execute(sa.select(LEDGER.c.id).limit(1)).all()
 
-    def ingest(self, batch: chain.Batch) -> Receipt:
+    def ingest(self, batch: batches.Batch) -> Receipt:
         """Store what is new in `batch`, and return the receipt once that is durable.
 
         A batch that names nobody or is out of bounds raises `BatchRefusedError`. A fork
@@ -257,7 +259,7 @@ class BillingStore:
         """
         return self.take(batch).receipt
 
-    def take(self, batch: chain.Batch) -> Taken:
+    def take(self, batch: batches.Batch) -> Taken:
         """Do what `ingest` does, and say what became of the batch besides."""
         check_batch(batch)
         try:
@@ -284,7 +286,7 @@ class BillingStore:
             )
 
     def _take(
-        self, db: sa.Connection, batch: chain.Batch, facts: list[tuple[LedgerEntry, LedgerFact]]
+        self, db: sa.Connection, batch: batches.Batch, facts: list[tuple[LedgerEntry, LedgerFact]]
     ) -> Taken:
         now_us = to_us(self._now())
         ledger_id, acked_seq, head_hash = self._lock_head(db, batch, now_us)
@@ -333,7 +335,7 @@ class BillingStore:
         )
 
     def _lock_head(
-        self, db: sa.Connection, batch: chain.Batch, now_us: int
+        self, db: sa.Connection, batch: batches.Batch, now_us: int
     ) -> tuple[int, int, bytes]:
         """Hold this ledger's row until the transaction ends, and return id, seq and hash."""
         wanted = _select_head(batch).with_for_update()
@@ -363,7 +365,7 @@ class BillingStore:
         *,
         offered: bytes,
         identity: bytes = b"",
-        batch: chain.Batch | None = None,
+        batch: batches.Batch | None = None,
     ) -> None:
         """Put on record what was not taken; the same offer again is counted, not repeated.
 
@@ -600,11 +602,11 @@ def _first_line(error: DBAPIError | PoolTimeoutError) -> str:
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
-def _start_of(batch: chain.Batch) -> tuple[int, bytes]:
+def _start_of(batch: batches.Batch) -> tuple[int, bytes]:
     return 0, chain.genesis(batch.epoch)
 
 
-def _select_head(batch: chain.Batch) -> sa.Select[Any]:
+def _select_head(batch: batches.Batch) -> sa.Select[Any]:
     return sa.select(LEDGER.c.id, LEDGER.c.acked_seq, LEDGER.c.head_hash).where(
         LEDGER.c.tenant == batch.tenant,
         LEDGER.c.node == batch.node,
@@ -612,7 +614,9 @@ def _select_head(batch: chain.Batch) -> sa.Select[Any]:
     )
 
 
-def _receipt(batch: chain.Batch, acked_seq: int, head_hash: bytes, problem: str | None) -> Receipt:
+def _receipt(
+    batch: batches.Batch, acked_seq: int, head_hash: bytes, problem: str | None
+) -> Receipt:
     return Receipt(
         epoch=batch.epoch, acked_seq=acked_seq, head_hash=bytes(head_hash).hex(), problem=problem
     )
@@ -626,7 +630,7 @@ def _summary(problems: Sequence[str]) -> str | None:
 
 
 def _compare_stored(
-    db: sa.Connection, ledger_id: int, batch: chain.Batch, acked_seq: int
+    db: sa.Connection, ledger_id: int, batch: batches.Batch, acked_seq: int
 ) -> list[str]:
     """Check the part of `batch` that is stored already, and return what is disputed in it."""
     if batch.first_seq > acked_seq:
@@ -652,7 +656,7 @@ def _compare_stored(
 def _known_attempts(
     db: sa.Connection, ledger_id: int, facts: Sequence[LedgerFact]
 ) -> dict[str, AttemptState]:
-    ids = {fact.attempt.id if isinstance(fact, Intent) else fact.attempt_id for fact in facts}
+    ids = {subject_of(fact) for fact in facts}
     rows = db.execute(
         sa.select(
             ENTRY.c.attempt_id,
@@ -698,9 +702,9 @@ def _row(ledger_id: int, stored_us: int, posting: Posting) -> dict[str, Any]:
         "model": posting.model,
         "input_tokens": None if usage is None else usage.input_tokens,
         "output_tokens": None if usage is None else usage.output_tokens,
-        "cache_read_tokens": None if usage is None else usage.cache_read_tokens,
-        "image_tokens": None if usage is None else usage.image_tokens,
-        "reasoning_tokens": None if usage is None else usage.reasoning_tokens,
+        "cache_read_tokens": None if usage is None else usage.cache_read,
+        "image_tokens": None if usage is None else usage.image,
+        "reasoning_tokens": None if usage is None else usage.reasoning,
         "cost_currency": None if cost is None else cost.currency,
         "cost_pico": None if cost is None else cost.pico,
         "rated_us": posting.rated_us,
@@ -713,12 +717,12 @@ def _row(ledger_id: int, stored_us: int, posting: Posting) -> dict[str, Any]:
 def _bill_entry(row: Any) -> BillEntry:
     usage = cost = hold = None
     if row.input_tokens is not None:
-        usage = TokenUsage(
+        usage = TokenUsage.divide(
             input_tokens=row.input_tokens,
             output_tokens=row.output_tokens,
-            cache_read_tokens=row.cache_read_tokens,
-            image_tokens=row.image_tokens,
-            reasoning_tokens=row.reasoning_tokens,
+            cache_read=row.cache_read_tokens,
+            image=row.image_tokens,
+            reasoning=row.reasoning_tokens,
         )
     if row.cost_pico is not None:
         rows = tuple(json.loads(row.price_rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from qcnode.domain import TokenUsage
+from qcnode.money import TokenUsage
 
 if TYPE_CHECKING:
     from qcbridge.prompts import Prompt
@@ -50,7 +50,5 @@ class Provider(Protocol):
 def worst_usage(*, text_bytes: int, image_tokens: int, output_tokens_max: int) -> TokenUsage:
     """Return a bound that holds whatever the tokenizer: no token is shorter than one byte."""
     return TokenUsage(
-        input_tokens=text_bytes + image_tokens + FRAMING_TOKENS_MAX,
-        output_tokens=output_tokens_max,
-        image_tokens=image_tokens,
+        text=text_bytes + FRAMING_TOKENS_MAX, image=image_tokens, output=output_tokens_max
     )

@@ -16,8 +16,8 @@ import httpx2
 from qcbridge.evidence import image_tokens
 from qcbridge.providers.base import Completion, worst_usage
 from qcbridge.transport import ATTEMPT
-from qcnode.domain import TokenUsage
 from qcnode.errors import ProviderRefusedError, ProviderUnavailableError, SettingsError
+from qcnode.money import TokenUsage
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -218,12 +218,13 @@ def usage_from(raw: Any) -> TokenUsage:
     }
     if len(cached) > 1:
         raise ValueError(f"two counts of cached tokens: {sorted(cached)}")
-    return TokenUsage(
+    image = prompt_details.get("image_tokens")
+    return TokenUsage.divide(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        cache_read_tokens=cached.pop() if cached else 0,
-        image_tokens=_count(prompt_details, "image_tokens", absent=0),
-        reasoning_tokens=_count(
+        cache_read=cached.pop() if cached else 0,
+        image=None if image is None else _count(prompt_details, "image_tokens"),
+        reasoning=_count(
             _details(raw, "completion_tokens_details"), "reasoning_tokens", absent=0
         ),
     )

@@ -1,52 +1,152 @@
-"""How entries are written down, linked and carried, so that anyone can check them.
+"""How entries are written down and linked, so that anyone can check them.
 
 Pure. The node, the billing server and an auditor's verifier agree on these bytes:
-an entry's body is canonical JSON, its hash covers seq, body and the hash before it,
-and the first entry hangs on its epoch, so no entry fits into another ledger. A batch
-is one CloudEvent (structured JSON) whose bodies travel as the very strings hashed.
+an entry's body is canonical JSON (sorted keys, no spaces, UTF-8, whole numbers), its
+hash covers seq, body and the hash before it, and the first entry hangs on its epoch, so
+no entry fits into another ledger. Bodies of version 1 are read for good: what is hashed
+is never written anew.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from qcnode.domain import (
+import msgspec
+
+from qcnode.errors import LedgerCorruptError
+from qcnode.money import (
+    Adjusted,
     Attempt,
     Cost,
+    EpochOpened,
     Indeterminate,
     Intent,
+    Leased,
     LedgerEntry,
     LedgerFact,
     NotBilled,
-    Receipt,
+    Outcome,
+    Reconciled,
+    Reserved,
     Settled,
     TokenUsage,
+    WrittenOff,
 )
-from qcnode.errors import LedgerCorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-BATCH_TYPE = "org.qcnode.ledger.batch.v1"
+BODY_VERSION: Final = 2
 
-_KINDS: dict[str, type[LedgerFact]] = {
+KINDS: Final[dict[str, type[LedgerFact]]] = {
+    "reserved": Reserved,
     "intent": Intent,
     "settled": Settled,
     "not_billed": NotBilled,
     "indeterminate": Indeterminate,
+    "reconciled": Reconciled,
+    "written_off": WrittenOff,
+    "adjusted": Adjusted,
+    "outcome": Outcome,
+    "leased": Leased,
+    "epoch_opened": EpochOpened,
 }
-_KIND_OF = {fact_type: kind for kind, fact_type in _KINDS.items()}
+KIND_OF: Final = {fact_type: kind for kind, fact_type in KINDS.items()}
+
+
+class _Head(msgspec.Struct, forbid_unknown_fields=True):
+    """A body as far as every kind has it."""
+
+    kind: str
+    at_us: int
+    fact: msgspec.Raw
+    v: int = 1
+
+
+class _UsageV1(msgspec.Struct, forbid_unknown_fields=True):
+    """Tokens as version 1 wrote them: totals, and parts within them."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    image_tokens: int
+    reasoning_tokens: int
+
+    def usage(self) -> TokenUsage:
+        return TokenUsage.divide(
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            cache_read=self.cache_read_tokens,
+            # Version 1 wrote 0 also for a picture whose tokens were not told apart.
+            image=self.image_tokens or None,
+            reasoning=self.reasoning_tokens,
+        )
+
+
+class _IntentV1(msgspec.Struct, forbid_unknown_fields=True):
+    attempt: Attempt
+    worst: _UsageV1
+    hold: Cost
+    request_sha256: str
+    request_bytes: int
+    image_sha256: str | None
+
+    def fact(self) -> Intent:
+        return Intent(
+            attempt=self.attempt,
+            worst=self.worst.usage(),
+            hold=self.hold,
+            request_sha256=self.request_sha256,
+            request_bytes=self.request_bytes,
+            image_sha256=self.image_sha256,
+        )
+
+
+class _SettledV1(msgspec.Struct, forbid_unknown_fields=True):
+    attempt_id: str
+    usage: _UsageV1
+    cost: Cost | None
+    rated_at_us: int
+    raw_usage: str
+    response_id: str | None
+    model_served: str | None
+    http_status: int
+    duration_ms: int
+
+    def fact(self) -> Settled:
+        return Settled(
+            attempt_id=self.attempt_id,
+            usage=self.usage.usage(),
+            cost=self.cost,
+            started_at_us=self.rated_at_us - self.duration_ms * 1_000,
+            rated_at_us=self.rated_at_us,
+            raw_usage=self.raw_usage,
+            response_id=self.response_id,
+            model_served=self.model_served,
+            http_status=self.http_status,
+            duration_ms=self.duration_ms,
+        )
+
+
+_ENCODER = msgspec.json.Encoder(order="sorted")
+_HEAD = msgspec.json.Decoder(_Head)
+_FACTS = {kind: msgspec.json.Decoder(fact_type, strict=True) for kind, fact_type in KINDS.items()}
+_FACTS_V1: dict[str, msgspec.json.Decoder[Any]] = {
+    "intent": msgspec.json.Decoder(_IntentV1),
+    "settled": msgspec.json.Decoder(_SettledV1),
+    "not_billed": _FACTS["not_billed"],
+    "indeterminate": _FACTS["indeterminate"],
+}
 
 
 def canonical(value: Any) -> bytes:
-    """Write JSON the one way that is hashed: sorted keys, no spaces, UTF-8, no NaN."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    """Write JSON the one way that is hashed: sorted keys, no spaces, UTF-8, no NaN.
+
+    Raises `ValueError` or `TypeError` for what has no such form, as text with half of a
+    surrogate pair.
+    """
+    return _ENCODER.encode(value)
 
 
 def genesis(epoch: str) -> bytes:
@@ -65,8 +165,8 @@ def make_entry(
     fact: LedgerFact, *, epoch: str, seq: int, at_us: int, prev_hash: bytes
 ) -> LedgerEntry:
     """Turn a fact into the entry that follows the one whose hash is `prev_hash`."""
-    kind = _KIND_OF[type(fact)]
-    body = canonical({"kind": kind, "at_us": at_us, "fact": _raw(fact)})
+    kind = KIND_OF[type(fact)]
+    body = body_of(fact, kind=kind, at_us=at_us)
     return LedgerEntry(
         epoch=epoch,
         seq=seq,
@@ -78,40 +178,44 @@ def make_entry(
     )
 
 
-def _raw(value: LedgerFact | Attempt | TokenUsage | Cost) -> dict[str, Any]:
-    # dataclasses.asdict copies every leaf, which costs more than all the rest of an entry.
-    return {
-        name: _raw(part) if isinstance(part, Attempt | TokenUsage | Cost) else part
-        for name in value.__slots__
-        for part in (getattr(value, name),)
-    }
+def body_of(fact: LedgerFact, *, kind: str, at_us: int) -> bytes:
+    """Write a fact down as it is hashed."""
+    return _ENCODER.encode({"at_us": at_us, "fact": fact, "kind": kind, "v": BODY_VERSION})
 
 
 def fact_of(entry: LedgerEntry) -> LedgerFact:
     """Read the fact back from an entry's body; raises `LedgerCorruptError`."""
+    return read_body(entry.seq, entry.body)[2]
+
+
+def read_body(seq: int, body: bytes) -> tuple[str, int, LedgerFact]:
+    """Read kind, time and fact from the body of entry `seq`; raises `LedgerCorruptError`."""
     try:
-        written = json.loads(entry.body)
-        return _fact_from(written["kind"], written["fact"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise LedgerCorruptError(f"entry {entry.seq}: its body is no fact ({error})") from error
+        head = _HEAD.decode(body)
+        if head.v == BODY_VERSION:
+            fact: LedgerFact = _FACTS[head.kind].decode(head.fact)
+        elif head.v == 1:
+            read = _FACTS_V1[head.kind].decode(head.fact)
+            fact = read.fact() if isinstance(read, _IntentV1 | _SettledV1) else read
+        else:
+            raise LedgerCorruptError(
+                f"entry {seq}: written by a newer qcnode (version {head.v} of entries)"
+            )
+    except (msgspec.MsgspecError, ValueError, KeyError, RecursionError) as error:
+        raise LedgerCorruptError(f"entry {seq}: its body is no fact ({error})") from error
+    return head.kind, head.at_us, fact
 
 
-def _fact_from(kind: str, raw: dict[str, Any]) -> LedgerFact:
-    nested = dict(raw)
-    for name, reader in (
-        ("attempt", lambda v: Attempt(**v)),
-        ("worst", lambda v: TokenUsage(**v)),
-        ("usage", lambda v: TokenUsage(**v)),
-        ("hold", _cost_from),
-        ("cost", _cost_from),
-    ):
-        if nested.get(name) is not None:
-            nested[name] = reader(nested[name])
-    return _KINDS[kind](**nested)
+def is_canonical(seq: int, body: bytes) -> bool:
+    """Say whether `body`, which can be read, is written the one way that this version writes.
 
-
-def _cost_from(raw: dict[str, Any]) -> Cost:
-    return Cost(currency=raw["currency"], pico=raw["pico"], rows=tuple(raw["rows"]))
+    Bodies of version 1 were written by another encoder and are compared with its form.
+    """
+    head = _HEAD.decode(body)
+    if head.v == BODY_VERSION:
+        kind, at_us, fact = read_body(seq, body)
+        return body_of(fact, kind=kind, at_us=at_us) == body
+    return canonical(msgspec.json.decode(body)) == body
 
 
 def verify(entries: Iterable[LedgerEntry], *, epoch: str, after_seq: int, prev_hash: bytes) -> None:
@@ -119,132 +223,22 @@ def verify(entries: Iterable[LedgerEntry], *, epoch: str, after_seq: int, prev_h
 
     Raises `LedgerCorruptError` naming the first bad entry and what is wrong with it.
     """
-    expected = after_seq + 1
     for entry in entries:
-        if entry.seq != expected:
-            raise LedgerCorruptError(
-                f"entry {expected} is missing, {entry.seq} stands in its place"
-            )
-        if entry.epoch != epoch:
-            raise LedgerCorruptError(f"entry {entry.seq} belongs to epoch {entry.epoch}")
-        if entry.prev_hash != prev_hash:
-            raise LedgerCorruptError(f"entry {entry.seq} does not link to the entry before it")
-        if entry.hash != entry_hash(entry.seq, entry.body, entry.prev_hash):
-            raise LedgerCorruptError(f"entry {entry.seq} was changed: its hash does not match")
-        written = _head_of(entry)
-        if written != (entry.kind, entry.at_us):
+        after_seq += 1
+        check_link(entry, epoch=epoch, seq=after_seq, prev_hash=prev_hash)
+        kind, at_us, _fact = read_body(entry.seq, entry.body)
+        if (kind, at_us) != (entry.kind, entry.at_us):
             raise LedgerCorruptError(f"entry {entry.seq}: kind or time differ from its body")
-        expected += 1
         prev_hash = entry.hash
 
 
-def _head_of(entry: LedgerEntry) -> tuple[Any, Any]:
-    try:
-        written = json.loads(entry.body)
-        return written["kind"], written["at_us"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LedgerCorruptError(f"entry {entry.seq}: its body is not readable") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Entries of one epoch on their way to the billing server, in order and without gaps."""
-
-    id: str
-    tenant: str
-    node: str
-    epoch: str
-    entries: tuple[LedgerEntry, ...]
-
-    @property
-    def first_seq(self) -> int:
-        """The seq of the first entry."""
-        return self.entries[0].seq
-
-    @property
-    def last_seq(self) -> int:
-        """The seq of the last entry."""
-        return self.entries[-1].seq
-
-
-def encode_batch(tenant: str, node: str, entries: Sequence[LedgerEntry], *, at: datetime) -> bytes:
-    """Write `entries` (at least one) as one CloudEvent 1.0 in structured mode."""
-    first, last = entries[0], entries[-1]
-    return canonical(
-        {
-            "specversion": "1.0",
-            "type": BATCH_TYPE,
-            "source": f"urn:qcnode:node:{tenant}:{node}",
-            "id": f"{first.epoch}.{first.seq}-{last.seq}",
-            "time": at.astimezone(UTC).isoformat(),
-            "datacontenttype": "application/json",
-            "data": {
-                "tenant": tenant,
-                "node": node,
-                "epoch": first.epoch,
-                "prev_hash": first.prev_hash.hex(),
-                "entries": [
-                    {"seq": entry.seq, "body": entry.body.decode(), "hash": entry.hash.hex()}
-                    for entry in entries
-                ],
-            },
-        }
-    )
-
-
-def decode_batch(raw: bytes) -> Batch:
-    """Read a batch back; raises `ValueError` with one line when it is none.
-
-    The links are as the sender claims them: `verify` says whether they hold.
-    """
-    try:
-        event = json.loads(raw)
-        if event["specversion"] != "1.0" or event["type"] != BATCH_TYPE:
-            raise ValueError(f"a CloudEvent of another type: {event['type']!r}")
-        data = event["data"]
-        prev_hash = bytes.fromhex(data["prev_hash"])
-        entries: list[LedgerEntry] = []
-        for row in data["entries"]:
-            body = row["body"].encode()
-            head = json.loads(body)
-            entry = LedgerEntry(
-                epoch=str(data["epoch"]),
-                seq=int(row["seq"]),
-                kind=str(head["kind"]),
-                at_us=int(head["at_us"]),
-                body=body,
-                prev_hash=prev_hash,
-                hash=bytes.fromhex(row["hash"]),
-            )
-            entries.append(entry)
-            prev_hash = entry.hash
-        if not entries:
-            raise ValueError("a batch without entries")
-        return Batch(
-            id=str(event["id"]),
-            tenant=str(data["tenant"]),
-            node=str(data["node"]),
-            epoch=str(data["epoch"]),
-            entries=tuple(entries),
-        )
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"not a ledger batch: {type(error).__name__} {error}") from error
-
-
-def encode_receipt(receipt: Receipt) -> bytes:
-    """Write a receipt as JSON."""
-    return canonical(asdict(receipt))
-
-
-def decode_receipt(raw: bytes) -> Receipt:
-    """Read a receipt back; raises `ValueError` with one line when it is none."""
-    try:
-        value = json.loads(raw)
-        return Receipt(
-            epoch=str(value["epoch"]),
-            acked_seq=int(value["acked_seq"]),
-            head_hash=str(value["head_hash"]),
-            problem=None if value.get("problem") is None else str(value["problem"]),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a receipt: {type(error).__name__} {error}") from error
+def check_link(entry: LedgerEntry, *, epoch: str, seq: int, prev_hash: bytes) -> None:
+    """Check that `entry` is number `seq` of `epoch` and hangs on `prev_hash`, unchanged."""
+    if entry.seq != seq:
+        raise LedgerCorruptError(f"entry {seq} is missing, {entry.seq} stands in its place")
+    if entry.epoch != epoch:
+        raise LedgerCorruptError(f"entry {seq} belongs to epoch {entry.epoch}")
+    if entry.prev_hash != prev_hash:
+        raise LedgerCorruptError(f"entry {seq} does not link to the entry before it")
+    if entry.hash != entry_hash(seq, entry.body, prev_hash):
+        raise LedgerCorruptError(f"entry {seq} was changed: its hash does not match")

@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from qcnode.books import chain
+from qcnode.books.attempts import LIVE, State, subject_of
+from qcnode.books.budgets import Budget
 from qcnode.books.ledger_file import (
     BILLING,
     LedgerReader,
+    find_standing,
     in_words,
     lock_for_writing,
     open_for_writing,
@@ -30,21 +33,23 @@ from qcnode.books.ledger_file import (
     read_epoch,
     walk,
 )
-from qcnode.books.tally import Budget, Tally, attempt_of
-from qcnode.domain import Indeterminate, Intent, LedgerEntry, NotBilled, Receipt
 from qcnode.errors import (
     BudgetExceededError,
     LedgerCorruptError,
     LedgerUnavailableError,
 )
+from qcnode.money import Indeterminate, LedgerEntry, NotBilled, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from qcnode.domain import LedgerFact, LedgerTotals
+    from qcnode.books.attempts import Standing
+    from qcnode.books.budgets import Span
+    from qcnode.books.tally import Tally
+    from qcnode.money import LedgerFact, LedgerTotals
 
-__all__ = ["Budget", "SqliteLedger"]
+__all__ = ["Budget", "BudgetState", "SqliteLedger"]
 
 log = structlog.get_logger()
 
@@ -54,10 +59,29 @@ _CONFIRM_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 10.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetState:
+    """How a budget stands in the window that runs."""
+
+    budget: Budget
+    span: Span
+    limit: int
+    used: int
+    """Spent and held."""
+
+    @property
+    def left(self) -> int:
+        """What is not spent and not held; below zero is a debt."""
+        return self.limit - self.used
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
-    what: LedgerFact | Receipt
+    """Facts that go on record together or not at all, or a receipt."""
+
+    what: tuple[LedgerFact, ...] | Receipt
     future: Future[Any]
+    several: bool = False
 
 
 class SqliteLedger:
@@ -73,11 +97,11 @@ class SqliteLedger:
         *,
         now_us: Callable[[], int],
         new_epoch: Callable[[], str],
-        budget: Budget | None = None,
+        budgets: Sequence[Budget] = (),
     ) -> None:
         self._path = path
         self._now_us = now_us
-        self._budget = budget
+        self._budgets = tuple(budgets)
         self._waiting: queue.Queue[_Job | None] = queue.Queue(_WAITING_MAX)
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._turn = threading.Lock()  # Guards _closed and _listeners, held for no I/O.
@@ -106,11 +130,15 @@ class SqliteLedger:
     def submit(self, fact: LedgerFact) -> Future[LedgerEntry]:
         """Record a fact; the future ends when it is durable.
 
-        It fails with `BudgetExceededError` for an intent whose hold does not fit, with
+        It fails with `BudgetExceededError` for a hold that does not fit a budget, with
         `LedgerUnavailableError` when nothing can be recorded, and with `ValueError`
-        for a second intent or outcome of one attempt, or an outcome without an intent.
+        for a fact that may not follow what is on record of its attempt.
         """
-        return self._enqueue(fact)
+        return self._enqueue(_Job((fact,), Future()))
+
+    def submit_all(self, facts: Sequence[LedgerFact]) -> Future[list[LedgerEntry]]:
+        """Record facts in one commit, all or none; it fails as `submit` does."""
+        return self._enqueue(_Job(tuple(facts), Future(), several=True))
 
     def read(self, after_seq: int, limit: int) -> list[LedgerEntry]:
         """Return up to `limit` entries beyond `after_seq`, in order."""
@@ -121,10 +149,22 @@ class SqliteLedger:
         return self._tally.totals()
 
     def budget_left_pico(self) -> int | None:
-        """Return what may still be reserved today; None is no limit."""
-        if self._budget is None:
-            return None
-        return max(0, self._tally.left_pico(self._budget, self._now_us()))
+        """Return what every request may still reserve, of the tightest budget; None is no limit."""
+        left = [state.left for state in self.budgets() if state.budget.unit == "money"]
+        return max(0, min(left)) if left else None
+
+    def budgets(self) -> tuple[BudgetState, ...]:
+        """Return how each budget stands in its running window."""
+        at_us, tally = self._now_us(), self._tally
+        return tuple(
+            BudgetState(
+                budget=meter.budget,
+                span=meter.span(at_us),
+                limit=meter.limit_at(at_us, tally.leases.get(meter.budget.name)),
+                used=meter.used_at(at_us),
+            )
+            for meter in tally.copy().meters
+        )
 
     def receipt_seq(self) -> int:
         """Return how far the billing server has confirmed this epoch."""
@@ -136,7 +176,7 @@ class SqliteLedger:
         A receipt further back than the last one is the truth too: the server was
         restored from a backup and wants the entries from there again.
         """
-        done = self._enqueue(receipt)
+        done = self._enqueue(_Job(receipt, Future()))
         try:
             done.result(timeout=_CONFIRM_TIMEOUT_S)
         except TimeoutError as error:
@@ -190,21 +230,14 @@ class SqliteLedger:
     def _open_books(self) -> None:
         try:
             self._epoch = read_epoch(self._db)
-            self._tally = walk(self._db, self._epoch)
+            self._tally = walk(self._db, self._epoch, budgets=self._budgets)
             self._receipt_seq = read_cursor(self._db, BILLING)[0]
         except sqlite3.Error as error:
             raise in_words(self._path, error) from error
         self._reader = LedgerReader(self._path)
-        left_open = [
-            Indeterminate(
-                attempt_id=attempt_id,
-                reason="the node stopped before an answer",
-                hold=intent.hold,
-            )
-            for attempt_id, (intent, _at_us) in self._tally.open.items()
-        ]
+        left_open = [_left_open(standing) for standing in self._tally.live.values()]
         for start in range(0, len(left_open), _GROUP_MAX):
-            jobs = [_Job(fact, Future()) for fact in left_open[start : start + _GROUP_MAX]]
+            jobs = [_Job((fact,), Future()) for fact in left_open[start : start + _GROUP_MAX]]
             self._record(jobs)
             try:
                 for job in jobs:
@@ -220,14 +253,14 @@ class SqliteLedger:
             sqlite=sqlite3.sqlite_version,
         )
 
-    def _enqueue(self, what: LedgerFact | Receipt) -> Future[Any]:
-        future: Future[Any] = Future()
+    def _enqueue(self, job: _Job) -> Future[Any]:
+        future = job.future
         with self._turn:
             if self._closed or not self._writer.is_alive():
                 future.set_exception(LedgerUnavailableError(f"{self._path}: the ledger is closed"))
                 return future
             try:
-                self._waiting.put_nowait(_Job(what, future))
+                self._waiting.put_nowait(job)
             except queue.Full:
                 future.set_exception(
                     LedgerUnavailableError(
@@ -256,27 +289,27 @@ class SqliteLedger:
     def _record(self, jobs: list[_Job]) -> None:
         """Write a group in one transaction, and end its futures when it is durable."""
         live = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-        done: list[tuple[_Job, LedgerEntry | None]] = []
+        done: list[tuple[_Job, list[LedgerEntry]]] = []
         try:
             if self._in_doubt:
                 self._clear_doubt()
             tally, receipt_seq = self._tally.copy(), self._receipt_seq
+            fresh: dict[str, Standing] = {}
             self._db.execute("BEGIN IMMEDIATE")
             for job in live:
                 try:
                     if isinstance(job.what, Receipt):
                         receipt_seq = self._note(job.what, tally)
-                        done.append((job, None))
+                        done.append((job, []))
+                    elif len(job.what) == 1:
+                        done.append((job, [self._add(job.what[0], tally, fresh)]))
                     else:
-                        done.append((job, self._add(job.what, tally)))
+                        tried, known = tally.copy(), dict(fresh)
+                        done.append((job, [self._add(fact, tried, known) for fact in job.what]))
+                        tally, fresh = tried, known
                 except (ValueError, TypeError, BudgetExceededError, LedgerCorruptError) as error:
                     job.future.set_exception(error)
-            if tally.seq != self._tally.seq:
-                self._db.execute(
-                    "INSERT INTO head (id, seq, hash) VALUES (1, ?, ?)"
-                    " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
-                    (tally.seq, tally.hash),
-                )
+            self._write([entry for _job, entries in done for entry in entries], tally)
             self._db.execute("COMMIT")
         except (sqlite3.Error, LedgerCorruptError) as error:
             self._fail(live, done, error)
@@ -285,41 +318,51 @@ class SqliteLedger:
         if self._failing:
             self._failing = False
             log.info("the ledger takes entries again", path=str(self._path))
-        for job, entry in done:
-            job.future.set_result(entry)
+        for job, entries in done:
+            job.future.set_result(_result(job, entries))
         for listener in self._listeners:
             listener()
 
-    def _add(self, fact: LedgerFact, tally: Tally) -> LedgerEntry:
+    def _add(self, fact: LedgerFact, tally: Tally, fresh: dict[str, Standing]) -> LedgerEntry:
         at_us = self._now_us()
-        tally.check(fact, at_us=at_us, budget=self._budget)
-        attempt_id = attempt_of(fact)
-        if isinstance(fact, Intent) and self._is_known(attempt_id):
-            raise ValueError(f"attempt {attempt_id} has its intent on record already")
+
+        def find(attempt_id: str) -> Standing | None:
+            return fresh.get(attempt_id) or find_standing(self._db, attempt_id)
+
+        step = tally.check(fact, at_us=at_us, find=find)
         entry = chain.make_entry(
             fact, epoch=self._epoch, seq=tally.seq + 1, at_us=at_us, prev_hash=tally.hash
         )
-        self._db.execute(
-            "INSERT INTO entry (seq, kind, attempt_id, at_us, body, prev_hash, hash)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                entry.seq,
-                entry.kind,
-                attempt_id,
-                entry.at_us,
-                entry.body,
-                entry.prev_hash,
-                entry.hash,
-            ),
-        )
-        tally.add(entry, fact)
+        tally.add(entry.seq, entry.hash, fact, step)
+        after = step[1]
+        if after is not None and after.state not in LIVE:
+            fresh[after.attempt.id] = after
         return entry
 
-    def _is_known(self, attempt_id: str) -> bool:
-        found = self._db.execute(
-            "SELECT 1 FROM entry WHERE attempt_id = ? AND kind = 'intent'", (attempt_id,)
+    def _write(self, entries: list[LedgerEntry], tally: Tally) -> None:
+        if not entries:
+            return
+        self._db.executemany(
+            "INSERT INTO entry (seq, kind, subject, at_us, body, prev_hash, hash)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    entry.seq,
+                    entry.kind,
+                    subject_of(chain.fact_of(entry)),
+                    entry.at_us,
+                    entry.body,
+                    entry.prev_hash,
+                    entry.hash,
+                )
+                for entry in entries
+            ],
         )
-        return found.fetchone() is not None
+        self._db.execute(
+            "INSERT INTO head (id, seq, hash) VALUES (1, ?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
+            (tally.seq, tally.hash),
+        )
 
     def _note(self, receipt: Receipt, tally: Tally) -> int:
         if receipt.epoch != self._epoch:
@@ -345,12 +388,18 @@ class SqliteLedger:
             " ON CONFLICT (reader) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
             (BILLING, receipt.acked_seq, digest),
         )
+        if receipt.note is not None and receipt.acked_seq > 0:
+            self._db.execute(
+                "INSERT OR REPLACE INTO checkpoint (seq, signer, at_us, note)"
+                " VALUES (?, 'server', ?, ?)",
+                (receipt.acked_seq, self._now_us(), receipt.note),
+            )
         return receipt.acked_seq
 
     def _fail(
         self,
         live: list[_Job],
-        done: list[tuple[_Job, LedgerEntry | None]],
+        done: list[tuple[_Job, list[LedgerEntry]]],
         error: sqlite3.Error | LedgerCorruptError,
     ) -> None:
         """Tell the group that it is not on record, unless the disk says that it is."""
@@ -367,13 +416,13 @@ class SqliteLedger:
             log.warning("the ledger cannot be read back", path=str(self._path), error=str(doubt))
         said = in_words(self._path, error) if isinstance(error, sqlite3.Error) else error
         unavailable = LedgerUnavailableError(str(said))
-        entries = {id(job): entry for job, entry in done}
+        written = {id(job): entries for job, entries in done}
         for job in live:
-            entry = entries.get(id(job))
+            entries = written.get(id(job), [])
             if job.future.done():
                 continue
-            if entry is not None and on_disk.get(entry.seq) == entry.hash:
-                job.future.set_result(entry)
+            if entries and all(on_disk.get(entry.seq) == entry.hash for entry in entries):
+                job.future.set_result(_result(job, entries))
             else:
                 job.future.set_exception(unavailable)
 
@@ -382,18 +431,15 @@ class SqliteLedger:
 
         An intent found there was reported as not recorded, so nothing was sent for it.
         """
-        known = set(self._tally.open)
+        known = set(self._tally.live)
         self._read_back()
-        unsent = [attempt_id for attempt_id in self._tally.open if attempt_id not in known]
+        unsent = [attempt_id for attempt_id in self._tally.live if attempt_id not in known]
         if unsent:
+            reason = "not sent: its intent was first taken as unrecorded"
             self._record(
                 [
                     _Job(
-                        NotBilled(
-                            attempt_id=attempt_id,
-                            reason="not sent: its intent was first taken as unrecorded",
-                            http_status=None,
-                        ),
+                        (NotBilled(attempt_id=attempt_id, reason=reason, http_status=None),),
                         Future(),
                     )
                     for attempt_id in unsent
@@ -408,3 +454,24 @@ class SqliteLedger:
         self._in_doubt = False
         rows = self._db.execute("SELECT seq, hash FROM entry WHERE seq > ?", (before,))
         return dict(rows.fetchall())
+
+
+def _left_open(standing: Standing) -> LedgerFact:
+    """Say what became of an attempt that a stop left under way."""
+    if standing.state is State.RESERVED or standing.hold is None:
+        return NotBilled(
+            attempt_id=standing.attempt.id,
+            reason="not sent: the node stopped before its intent",
+            http_status=None,
+        )
+    return Indeterminate(
+        attempt_id=standing.attempt.id,
+        reason="the node stopped before an answer",
+        hold=standing.hold,
+    )
+
+
+def _result(job: _Job, entries: list[LedgerEntry]) -> list[LedgerEntry] | LedgerEntry | None:
+    if job.several:
+        return entries
+    return entries[0] if entries else None

@@ -1,4 +1,4 @@
--- The ledger file, version 1. Entries are added and never changed; whoever tries is
+-- The ledger file, version 2. Entries are added and never changed; whoever tries is
 -- stopped here, and whoever removes these triggers first is found by the hash chain.
 -- Beside the entries stand marks that may move: the head, and how far each reader is.
 
@@ -8,17 +8,18 @@ CREATE TABLE ledger (
     created_us INTEGER NOT NULL
 ) STRICT;
 
+-- `subject` is what the entry is about: an attempt, an escalation, a lease, an epoch.
 CREATE TABLE entry (
     seq INTEGER PRIMARY KEY CHECK (seq > 0),
     kind TEXT NOT NULL,
-    attempt_id TEXT NOT NULL,
+    subject TEXT NOT NULL,
     at_us INTEGER NOT NULL,
     body BLOB NOT NULL,
     prev_hash BLOB NOT NULL CHECK (length(prev_hash) = 32),
     hash BLOB NOT NULL CHECK (length(hash) = 32)
 ) STRICT;
 
-CREATE UNIQUE INDEX entry_one_intent ON entry (attempt_id) WHERE kind = 'intent';
+CREATE INDEX entry_subject ON entry (subject);
 
 -- Where the entries end, so that a missing tail is seen without a witness.
 CREATE TABLE head (
@@ -31,6 +32,15 @@ CREATE TABLE cursor (
     reader TEXT PRIMARY KEY,
     seq INTEGER NOT NULL,
     hash BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Signed notes: the node's own (`node`), and the billing server's receipts (`server`).
+CREATE TABLE checkpoint (
+    seq INTEGER NOT NULL CHECK (seq > 0),
+    signer TEXT NOT NULL CHECK (signer IN ('node', 'server')),
+    at_us INTEGER NOT NULL,
+    note TEXT NOT NULL,
+    PRIMARY KEY (seq, signer)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TRIGGER entry_is_next BEFORE INSERT ON entry

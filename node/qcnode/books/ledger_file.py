@@ -12,22 +12,25 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcnode.books import chain
-from qcnode.books.tally import Tally, attempt_of
-from qcnode.domain import LedgerEntry
+from qcnode.books.attempts import Standing, advance, subject_of
+from qcnode.books.tally import Tally
 from qcnode.errors import LedgerCorruptError, LedgerUnavailableError, QcError
+from qcnode.money import EpochOpened, Leased, LedgerEntry, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from qcnode.domain import LedgerTotals
+    from qcnode.books.budgets import Budget
+    from qcnode.money import LedgerTotals
 
 BILLING = "billing"
-VERSION = 1
+VERSION = 2
 _APPLICATION_ID = 0x7163_6C31
 _PAGE = 1_000
 _SCHEMA = Path(__file__).with_name("ledger.sql")
@@ -136,7 +139,7 @@ def read_entries(
     db: sqlite3.Connection, epoch: str, *, after_seq: int, limit: int
 ) -> list[LedgerEntry]:
     """Return up to `limit` entries beyond `after_seq`, in order."""
-    return [entry for entry, _attempt_id in _rows(db, epoch, after_seq=after_seq, limit=limit)]
+    return [entry for entry, _subject in _rows(db, epoch, after_seq=after_seq, limit=limit)]
 
 
 def read_cursor(db: sqlite3.Connection, reader: str) -> tuple[int, bytes]:
@@ -145,19 +148,29 @@ def read_cursor(db: sqlite3.Connection, reader: str) -> tuple[int, bytes]:
     return (0, b"") if row is None else (row[0], row[1])
 
 
-def walk(db: sqlite3.Connection, epoch: str, tally: Tally | None = None) -> Tally:
+def walk(
+    db: sqlite3.Connection,
+    epoch: str,
+    tally: Tally | None = None,
+    *,
+    budgets: Sequence[Budget] = (),
+) -> Tally:
     """Check the entries beyond `tally` (or all), and count them into the one returned.
 
     Raises `LedgerCorruptError` naming the first bad entry.
     """
-    tally = Tally(seq=0, hash=chain.genesis(epoch)) if tally is None else tally.copy()
+    tally = Tally.start(chain.genesis(epoch), budgets) if tally is None else tally.copy()
     confirmed = read_cursor(db, BILLING)
-    for entry, attempt_id in _checked(db, epoch, tally.seq, tally.hash):
-        _count(tally, entry, attempt_id)
-        if entry.seq == confirmed[0] and entry.hash != confirmed[1]:
-            raise LedgerCorruptError(
-                f"entry {entry.seq} is another one than the billing server has confirmed"
-            )
+    after_seq = tally.seq
+    while page := _rows(db, epoch, after_seq=after_seq, limit=_PAGE):
+        # Checked one at a time, so that what is counted before a bad entry is sound.
+        for entry, subject in page:
+            _count(db, tally, entry, subject)
+            if entry.seq == confirmed[0] and entry.hash != confirmed[1]:
+                raise LedgerCorruptError(
+                    f"entry {entry.seq} is another one than the billing server has confirmed"
+                )
+        after_seq = tally.seq
     head = db.execute("SELECT seq, hash FROM head").fetchone() or (0, b"")
     last = max(head[0], confirmed[0])
     if tally.seq < last:
@@ -165,6 +178,22 @@ def walk(db: sqlite3.Connection, epoch: str, tally: Tally | None = None) -> Tall
     if tally.seq > head[0] or (tally.seq and tally.hash != head[1]):
         raise LedgerCorruptError(f"entry {tally.seq} is not the one this ledger ended with")
     return tally
+
+
+def find_standing(
+    db: sqlite3.Connection, subject: str, *, before_seq: int = sys.maxsize
+) -> Standing | None:
+    """Return how the attempt `subject` stands by its entries before `before_seq`."""
+    rows = db.execute(
+        "SELECT seq, body FROM entry WHERE subject = ? AND seq < ? ORDER BY seq",
+        (subject, before_seq),
+    )
+    standing: Standing | None = None
+    for seq, body in rows:
+        _kind, at_us, fact = chain.read_body(seq, body)
+        if not isinstance(fact, Outcome | Leased | EpochOpened):
+            standing = advance(standing, fact, at_us=at_us)
+    return standing
 
 
 def in_words(path: Path, error: sqlite3.Error) -> QcError:
@@ -177,22 +206,11 @@ def in_words(path: Path, error: sqlite3.Error) -> QcError:
     )
 
 
-def _checked(
-    db: sqlite3.Connection, epoch: str, after_seq: int, prev_hash: bytes
-) -> Iterator[tuple[LedgerEntry, str]]:
-    while page := _rows(db, epoch, after_seq=after_seq, limit=_PAGE):
-        # Checked one at a time, so that what is counted before a bad entry is sound.
-        for entry, attempt_id in page:
-            chain.verify((entry,), epoch=epoch, after_seq=after_seq, prev_hash=prev_hash)
-            yield entry, attempt_id
-            after_seq, prev_hash = entry.seq, entry.hash
-
-
 def _rows(
     db: sqlite3.Connection, epoch: str, *, after_seq: int, limit: int
 ) -> list[tuple[LedgerEntry, str]]:
     rows = db.execute(
-        "SELECT seq, kind, at_us, body, prev_hash, hash, attempt_id"
+        "SELECT seq, kind, at_us, body, prev_hash, hash, subject"
         " FROM entry WHERE seq > ? ORDER BY seq LIMIT ?",
         (after_seq, limit),
     )
@@ -207,21 +225,28 @@ def _rows(
                 prev_hash=prev_hash,
                 hash=digest,
             ),
-            attempt_id,
+            subject,
         )
-        for seq, kind, at_us, body, prev_hash, digest, attempt_id in rows
+        for seq, kind, at_us, body, prev_hash, digest, subject in rows
     ]
 
 
-def _count(tally: Tally, entry: LedgerEntry, attempt_id: str) -> None:
-    fact = chain.fact_of(entry)
-    if attempt_id != attempt_of(fact):
-        raise LedgerCorruptError(f"entry {entry.seq}: its attempt differs from its body")
+def _count(db: sqlite3.Connection, tally: Tally, entry: LedgerEntry, subject: str) -> None:
+    chain.check_link(entry, epoch=entry.epoch, seq=tally.seq + 1, prev_hash=tally.hash)
+    kind, at_us, fact = chain.read_body(entry.seq, entry.body)
+    if (kind, at_us) != (entry.kind, entry.at_us):
+        raise LedgerCorruptError(f"entry {entry.seq}: kind or time differ from its body")
+    if subject != subject_of(fact):
+        raise LedgerCorruptError(f"entry {entry.seq}: its subject differs from its body")
     try:
-        tally.check(fact, at_us=entry.at_us, budget=None)
+        step = tally.follow(
+            fact,
+            at_us=at_us,
+            find=lambda attempt_id: find_standing(db, attempt_id, before_seq=entry.seq),
+        )
     except ValueError as error:
         raise LedgerCorruptError(f"entry {entry.seq}: {error}") from error
-    tally.add(entry, fact)
+    tally.add(entry.seq, entry.hash, fact, step)
 
 
 def _make_durable(db: sqlite3.Connection, path: Path) -> None:

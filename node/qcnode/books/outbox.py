@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from qcnode.books import chain
+from qcnode.books import batch
 from qcnode.errors import LedgerCorruptError, LedgerUnavailableError, LineUnavailableError
 from qcnode.ports import Ledger
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from qcnode.domain import LedgerEntry, Receipt
     from qcnode.health import HealthBoard
+    from qcnode.money import LedgerEntry, Receipt
     from qcnode.ports import Channel
 
 log = structlog.get_logger()
@@ -167,11 +167,11 @@ class Outbox:
     def _encode(self, entries: list[LedgerEntry]) -> bytes:
         """Write as many of `entries` as fit one message; one alone always goes."""
         while True:
-            batch = chain.encode_batch(self._tenant, self._node, entries, at=self._now())
-            if len(batch) <= BATCH_BYTES_MAX or len(entries) == 1:
-                return batch
+            raw = batch.encode_batch(self._tenant, self._node, entries, at=self._now())
+            if len(raw) <= BATCH_BYTES_MAX or len(entries) == 1:
+                return raw
             # Entries are much alike, so this comes close; and never to nothing.
-            share = len(entries) * BATCH_BYTES_MAX // len(batch)
+            share = len(entries) * BATCH_BYTES_MAX // len(raw)
             entries = entries[: max(1, min(share, len(entries) - 1))]
 
     def _say_not_sent(self, why: str) -> None:

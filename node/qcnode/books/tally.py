@@ -1,38 +1,47 @@
 """What ledger entries amount to: who is open, what was spent, what is held.
 
 Pure, and made from the entries alone, so it can be thrown away and counted again.
-An attempt counts in the UTC day in which its intent was made, first at its hold,
-then at what it cost. A hold is given back only for a known cost or a known refusal:
-what is unpriced or indeterminate goes on counting at its worst case.
+Attempts under way are kept here; how a finished one stands is looked up among the
+entries, so this stays small however long the ledger is. A hold is given back only for
+a known cost, a known refusal or a write-off by a stated rule: what is unpriced or
+indeterminate goes on counting at its worst case.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from qcnode.domain import Indeterminate, Intent, LedgerTotals, Settled
-from qcnode.errors import BudgetExceededError
+from qcnode.books.accounts import Account, Book, postings
+from qcnode.books.attempts import LIVE, AttemptFact, Standing, State, advance, subject_of
+from qcnode.books.budgets import Budget, Meter
+from qcnode.money import (
+    EpochOpened,
+    Intent,
+    Leased,
+    LedgerTotals,
+    Outcome,
+    Reconciled,
+    Reserved,
+    Settled,
+    TokenUsage,
+    WrittenOff,
+)
 
 if TYPE_CHECKING:
-    from qcnode.domain import Cost, LedgerEntry, LedgerFact
+    from collections.abc import Callable, Sequence
 
-_US_PER_DAY = 86_400_000_000
+    from qcnode.money import LedgerFact
+
 _Key = TypeVar("_Key")
 
+Find: TypeAlias = "Callable[[str], Standing | None]"
+"""Look up how a finished attempt stands, by its id; None when there is none."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """The most that may be spent in one window, in one currency."""
+Step: TypeAlias = tuple[Standing | None, Standing | None]
+"""How an attempt stood before a fact, and how it stands after; of no attempt, neither."""
 
-    currency: str
-    limit_pico: int
-    window: Literal["day"] = "day"
-    """From midnight to midnight in UTC."""
-
-    def __post_init__(self) -> None:
-        if self.limit_pico < 0:
-            raise ValueError(f"a budget is never negative: {self}")
+_NO_STEP: Step = (None, None)
 
 
 @dataclass(slots=True)
@@ -41,114 +50,164 @@ class Tally:
 
     seq: int
     hash: bytes
-    open: dict[str, tuple[Intent, int]] = field(default_factory=dict)
-    """Intents without an outcome by attempt id, each with the time of its entry."""
-    settled: int = 0
-    not_billed: int = 0
-    indeterminate: int = 0
-    unpriced: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_pico: dict[str, int] = field(default_factory=dict)
-    held_pico: dict[str, int] = field(default_factory=dict)
-    counted_pico: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Costs and holds by currency and UTC day of the intent."""
+    live: dict[str, Standing] = field(default_factory=dict)
+    """Reserved or announced and without an outcome, by attempt id."""
+    worst: dict[str, TokenUsage] = field(default_factory=dict)
+    """The worst case of each live attempt."""
+    counts: dict[State, int] = field(default_factory=dict)
+    """Attempts by the state they are in."""
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    balances: dict[tuple[Account, str], int] = field(default_factory=dict)
+    """By account and currency; over all accounts they are zero."""
+    written_off_pico: dict[str, int] = field(default_factory=dict)
+    meters: list[Meter] = field(default_factory=list)
+    leases: dict[str, Leased] = field(default_factory=dict)
+    """The latest lease of each shared budget."""
+
+    @classmethod
+    def start(cls, genesis: bytes, budgets: Sequence[Budget] = ()) -> Tally:
+        """Return the tally of no entries."""
+        return cls(seq=0, hash=genesis, meters=[Meter(budget) for budget in budgets])
 
     def copy(self) -> Tally:
         """Return one that can be added to without touching this one."""
         return replace(
             self,
-            open=dict(self.open),
-            cost_pico=dict(self.cost_pico),
-            held_pico=dict(self.held_pico),
-            counted_pico=dict(self.counted_pico),
+            live=dict(self.live),
+            worst=dict(self.worst),
+            counts=dict(self.counts),
+            balances=dict(self.balances),
+            written_off_pico=dict(self.written_off_pico),
+            meters=[meter.copy() for meter in self.meters],
+            leases=dict(self.leases),
         )
 
-    def left_pico(self, budget: Budget, at_us: int) -> int:
-        """Return what `budget` has left in the window of `at_us`; below zero is a debt."""
-        counted = self.counted_pico.get((budget.currency, at_us // _US_PER_DAY), 0)
-        return budget.limit_pico - counted
+    def check(self, fact: LedgerFact, *, at_us: int, find: Find) -> Step:
+        """Return the step that `fact` is, or raise when it may not follow.
 
-    def check(self, fact: LedgerFact, *, at_us: int, budget: Budget | None) -> None:
-        """Raise when `fact` may not follow: `BudgetExceededError`, or `ValueError`."""
-        if not isinstance(fact, Intent):
-            if fact.attempt_id not in self.open:
-                raise ValueError(
-                    f"attempt {fact.attempt_id} is not open:"
-                    " it has no intent on record, or its outcome already"
-                )
-            return
-        if fact.hold.pico < 0:
-            raise ValueError(f"attempt {fact.attempt.id} would hold less than nothing: {fact.hold}")
-        if budget is None:
-            return
-        if fact.hold.currency != budget.currency:
-            raise BudgetExceededError(
-                f"this request costs {fact.hold.currency} and the budget is in {budget.currency}:"
-                " set the budget in the currency of the price book"
-            )
-        left = self.left_pico(budget, at_us)
-        if fact.hold.pico > left:
-            raise BudgetExceededError(
-                f"the budget of this {budget.window} has {max(left, 0)} pico-{budget.currency}"
-                f" left and the request may cost {fact.hold.pico}:"
-                " raise the budget, or rule on the part by hand"
-            )
+        Raises `BudgetExceededError` when its hold does not fit a budget, and `ValueError`
+        when it has no place after what is on record.
+        """
+        step = self.follow(fact, at_us=at_us, find=find)
+        if self.meters and isinstance(fact, Reserved | Intent):
+            self._check_budgets(fact, step[0], at_us)
+        return step
 
-    def add(self, entry: LedgerEntry, fact: LedgerFact) -> None:
-        """Count the entry that follows; the caller has checked it."""
-        self.seq, self.hash = entry.seq, entry.hash
-        if isinstance(fact, Intent):
-            self.open[fact.attempt.id] = (fact, entry.at_us)
-            self._count(fact.hold, entry.at_us)
-            _add(self.held_pico, fact.hold.currency, fact.hold.pico)
+    def follow(self, fact: LedgerFact, *, at_us: int, find: Find) -> Step:
+        """Do what `check` does, without the budgets: they were others when it was written."""
+        if isinstance(fact, Outcome | Leased):
+            return _NO_STEP
+        if isinstance(fact, EpochOpened):
+            if self.seq:
+                raise ValueError("an epoch is opened by its first entry and by no other")
+            return _NO_STEP
+        attempt_id = subject_of(fact)
+        before = self.live.get(attempt_id) or find(attempt_id)
+        return before, advance(before, fact, at_us=at_us)
+
+    def add(self, seq: int, digest: bytes, fact: LedgerFact, step: Step) -> None:
+        """Count the entry that follows; `step` is what `check` returned for its fact."""
+        self.seq, self.hash = seq, digest
+        if isinstance(fact, Leased):
+            self.leases[fact.budget] = fact
             return
-        intent, intended_us = self.open.pop(fact.attempt_id)
-        held = intent.hold
-        _add(self.held_pico, held.currency, -held.pico)
-        if isinstance(fact, Settled):
-            self.settled += 1
-            self.input_tokens += fact.usage.input_tokens
-            self.output_tokens += fact.usage.output_tokens
-            if fact.cost is None:
-                self.unpriced += 1  # Its hold goes on counting: unknown is never zero.
-                return
-            self._count(held, intended_us, sign=-1)
-            self._count(fact.cost, intended_us)
-            _add(self.cost_pico, fact.cost.currency, fact.cost.pico)
-        elif isinstance(fact, Indeterminate):
-            self.indeterminate += 1
-            self._count(held, intended_us, sign=-1)
-            self._count(fact.hold, intended_us)
-            _add(self.held_pico, fact.hold.currency, fact.hold.pico)
-        else:
-            self.not_billed += 1
-            self._count(held, intended_us, sign=-1)
+        before, after = step
+        if after is None or isinstance(fact, EpochOpened | Outcome):
+            return
+        for posting in postings(before, after):
+            _add(self.balances, (posting.account, posting.currency), posting.pico)
+        if self.meters:
+            self._meter(before, after, fact)
+        self._count(before, after, fact)
+        attempt_id = after.attempt.id
+        if isinstance(fact, Reserved | Intent):
+            self.live[attempt_id] = after
+            self.worst[attempt_id] = fact.worst
+        elif self.live.pop(attempt_id, None) is not None:
+            del self.worst[attempt_id]
 
     def totals(self) -> LedgerTotals:
         """Return the sums as everybody else sees them."""
-        outcomes = self.settled + self.not_billed + self.indeterminate
+        counts = self.counts
         return LedgerTotals(
             entries=self.seq,
-            attempts=outcomes + len(self.open),
-            open=len(self.open),
-            settled=self.settled,
-            not_billed=self.not_billed,
-            indeterminate=self.indeterminate,
-            unpriced=self.unpriced,
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            cost_pico=dict(self.cost_pico),
-            held_pico={currency: pico for currency, pico in self.held_pico.items() if pico},
+            attempts=sum(counts.values()),
+            reserved=counts.get(State.RESERVED, 0),
+            open=counts.get(State.INTENT, 0),
+            settled=counts.get(State.SETTLED, 0) + counts.get(State.UNPRICED, 0),
+            not_billed=counts.get(State.NOT_BILLED, 0),
+            indeterminate=counts.get(State.INDETERMINATE, 0),
+            reconciled=counts.get(State.RECONCILED, 0),
+            written_off=counts.get(State.WRITTEN_OFF, 0),
+            unpriced=counts.get(State.UNPRICED, 0),
+            usage=self.usage,
+            cost_pico=self._sum(Book.USAGE),
+            held_pico=self._sum(Book.HOLDS),
+            written_off_pico=dict(self.written_off_pico),
         )
 
-    def _count(self, cost: Cost, at_us: int, *, sign: int = 1) -> None:
-        _add(self.counted_pico, (cost.currency, at_us // _US_PER_DAY), sign * cost.pico)
+    def _count(self, before: Standing | None, after: Standing, fact: AttemptFact) -> None:
+        if before is not None:
+            self.counts[before.state] -= 1
+        self.counts[after.state] = self.counts.get(after.state, 0) + 1
+        if isinstance(fact, Settled):
+            self.usage += fact.usage
+        elif before is None or before.hold is None:
+            return
+        elif isinstance(fact, Reconciled):
+            # What was counted when it was settled without a price is not counted again.
+            if fact.usage is not None and before.state is State.INDETERMINATE:
+                self.usage += fact.usage
+        elif isinstance(fact, WrittenOff):
+            _add(self.written_off_pico, before.hold.currency, before.hold.pico)
+
+    def _check_budgets(self, fact: Reserved | Intent, had: Standing | None, at_us: int) -> None:
+        for meter in self.meters:
+            budget = meter.budget
+            if not budget.covers(fact.attempt.centre):
+                continue
+            amount = budget.amount(fact.hold, fact.worst)
+            if had is not None and had.hold is not None:  # What was reserved is counted.
+                amount -= budget.amount(had.hold, self.worst[fact.attempt.id])
+                at_us = had.at_us
+            if amount > 0:
+                meter.check(amount, at_us=at_us, lease=self.leases.get(budget.name))
+
+    def _meter(self, before: Standing | None, after: Standing, fact: AttemptFact) -> None:
+        if before is not None and before.state not in LIVE and before.hold is None:
+            return  # A known cost put right later is no spending of that window.
+        for meter in self.meters:
+            if meter.budget.covers(after.attempt.centre):
+                meter.add(self._counted(meter.budget, before, after, fact), after.at_us)
+
+    def _counted(
+        self, budget: Budget, before: Standing | None, after: Standing, fact: AttemptFact
+    ) -> int:
+        """Return by how much the count of `budget` changes."""
+        if budget.unit == "money":
+            return _money(after, budget) - (0 if before is None else _money(before, budget))
+        if budget.unit == "calls":
+            counts = after.state is not State.NOT_BILLED
+            return int(counts) - int(before is not None)
+        had = self.worst.get(after.attempt.id)
+        held = 0 if had is None else had.input_tokens + had.output_tokens
+        if isinstance(fact, Reserved | Intent):
+            return fact.worst.input_tokens + fact.worst.output_tokens - held
+        if isinstance(fact, Settled):
+            return fact.usage.input_tokens + fact.usage.output_tokens - held
+        return -held if after.state is State.NOT_BILLED else 0
+
+    def _sum(self, book: Book) -> dict[str, int]:
+        sums: dict[str, int] = {}
+        for (account, currency), pico in self.balances.items():
+            if account.book is book:
+                _add(sums, currency, pico)
+        return {currency: pico for currency, pico in sums.items() if pico}
 
 
-def attempt_of(fact: LedgerFact) -> str:
-    """Return the id of the attempt that `fact` is about."""
-    return fact.attempt.id if isinstance(fact, Intent) else fact.attempt_id
+def _money(standing: Standing, budget: Budget) -> int:
+    counted = standing.cost if standing.cost is not None else standing.hold
+    return counted.pico if counted is not None and counted.currency == budget.currency else 0
 
 
 def _add(sums: dict[_Key, int], key: _Key, amount: int) -> None:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from qcnode.books import chain
+from qcnode.books.attempts import subject_of
 from qcnode.books.ledger_file import LedgerReader
-from qcnode.books.tally import attempt_of
 from qcnode.errors import LedgerCorruptError, QcError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from qcnode.domain import LedgerEntry, LedgerTotals
+    from qcnode.money import LedgerEntry, LedgerTotals
 
 EXPORT_FORMAT = "qcnode.ledger.export.v1"
 _PAGE = 1_000
@@ -78,7 +78,7 @@ def show(
     for line in _lines(path, reader.epoch, confirmed, totals):
         typer.echo(line)
     for row in rows:
-        typer.echo(f"{row['seq']:>8}  {row['at']}  {row['kind']:<14}{row['attempt']}")
+        typer.echo(f"{row['seq']:>8}  {row['at']}  {row['kind']:<14}{row['subject']}")
 
 
 def verify(*, home: HomeOption = None, db: FileOption = None, as_json: JsonOption = False) -> None:
@@ -160,7 +160,7 @@ def _row(entry: LedgerEntry) -> dict[str, Any]:
         "seq": entry.seq,
         "at": datetime.fromtimestamp(entry.at_us / 1e6, UTC).isoformat(timespec="milliseconds"),
         "kind": entry.kind,
-        "attempt": attempt_of(chain.fact_of(entry)),
+        "subject": subject_of(chain.fact_of(entry)),
     }
 
 

@@ -12,7 +12,7 @@ from qcnode.errors import LineUnavailableError, SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qcnode.domain import Receipt
+    from qcnode.money import Receipt
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
 _RECEIPT_BYTES_MAX: Final = 64 * 1024

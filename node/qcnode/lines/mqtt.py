@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from qcnode.domain import Receipt
     from qcnode.lines.topics import NodeTopics
+    from qcnode.money import Receipt
 
 log = structlog.get_logger()
 

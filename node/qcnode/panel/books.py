@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
 
-    from qcnode.domain import Counts, Fault, Inspection, LedgerTotals
+    from qcnode.domain import Counts, Fault, Inspection
+    from qcnode.money import LedgerTotals
     from qcnode.panel.sources import DeskView, JournalView, WaitingView
     from qcnode.ports import Ledger
 

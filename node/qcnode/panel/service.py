@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from qcnode.domain import Counts, LedgerTotals
+    from qcnode.domain import Counts
     from qcnode.health import HealthBoard
+    from qcnode.money import LedgerTotals
     from qcnode.panel.books import Reading
     from qcnode.panel.sources import About
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime, tzinfo
 
-    from qcnode.domain import Counts, LedgerTotals, Limits, Ruling
+    from qcnode.domain import Counts, Limits, Ruling
     from qcnode.health import Health
+    from qcnode.money import LedgerTotals
     from qcnode.panel.sources import About, Kept, LiveView, WaitingView
 
 Json: TypeAlias = dict[str, Any]

@@ -1,0 +1,194 @@
+"""What may be spent: limits by scope, unit and window.
+
+Pure. A budget covers what is spent for the cost centres it names, counted in money,
+tokens or calls from the start of its window to the end, in the tenant's own time zone.
+An attempt counts in the window in which it began, first with its hold, then with what
+it cost. A shared budget has no limit of its own here: the billing server lends this
+node a part of it, and without a lease in force nothing may be spent.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal, TypeAlias
+from zoneinfo import ZoneInfo
+
+from qcnode.errors import BudgetExceededError
+from qcnode.money import CostCentre
+
+if TYPE_CHECKING:
+    from qcnode.money import Cost, Leased, TokenUsage
+
+Unit: TypeAlias = Literal["money", "tokens", "calls"]
+Window: TypeAlias = Literal["hour", "day", "week", "month"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US = timedelta(microseconds=1)
+_DECEMBER = 12
+EVERYTHING = CostCentre()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """From one instant up to, and without, another."""
+
+    from_us: int
+    until_us: int
+
+    def holds(self, at_us: int) -> bool:
+        """Say whether `at_us` lies in it."""
+        return self.from_us <= at_us < self.until_us
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The most that may be spent in one window; `limit` is in pico-units for money.
+
+    `scope` names the cost centre it is for; a field left empty is any. `shared` says
+    that the limit is the billing server's to lend.
+    """
+
+    name: str
+    limit: int
+    unit: Unit = "money"
+    currency: str | None = None
+    window: Window = "day"
+    zone: str = "UTC"
+    scope: CostCentre = EVERYTHING
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ValueError(f"a budget is never negative: {self}")
+        if (self.unit == "money") != (self.currency is not None):
+            raise ValueError(f"budget {self.name}: money has a currency, {self.unit} has none")
+        zone_of(self.zone)
+
+    def covers(self, centre: CostCentre) -> bool:
+        """Say whether what is spent for `centre` counts here."""
+        if self.scope is EVERYTHING or self.scope == EVERYTHING:
+            return True
+        return all(
+            not wanted or wanted == getattr(centre, name)
+            for name in CostCentre.__slots__
+            for wanted in (getattr(self.scope, name),)
+        )
+
+    def span(self, at_us: int) -> Span:
+        """Return the window that holds `at_us`."""
+        return _span(self.window, self.zone, at_us)
+
+    def amount(self, hold: Cost, worst: TokenUsage) -> int:
+        """Return what a request of this worst case counts here."""
+        if self.unit == "money":
+            if hold.currency != self.currency:
+                raise BudgetExceededError(
+                    f"this request costs {hold.currency} and budget {self.name} is in"
+                    f" {self.currency}: set the budget in the currency of the price book"
+                )
+            return hold.pico
+        return worst.input_tokens + worst.output_tokens if self.unit == "tokens" else 1
+
+    def words(self, amount: int) -> str:
+        """Write an amount of this budget's unit for people."""
+        if self.unit == "money":
+            return f"{amount} pico-{self.currency}"
+        return f"{amount} {self.unit}"
+
+
+@dataclass(slots=True)
+class Meter:
+    """What one budget has counted, window by window."""
+
+    budget: Budget
+    used: dict[int, int] = field(default_factory=dict)
+    """By the start of the window."""
+    _last: Span = field(default_factory=lambda: Span(from_us=0, until_us=0))
+
+    def copy(self) -> Meter:
+        """Return one that can count on without touching this one."""
+        return Meter(self.budget, dict(self.used), self._last)
+
+    def add(self, amount: int, at_us: int) -> None:
+        """Count an amount (below zero to give it back) in the window of `at_us`."""
+        if amount:
+            start = self.span(at_us).from_us
+            self.used[start] = self.used.get(start, 0) + amount
+
+    def used_at(self, at_us: int) -> int:
+        """Return what is counted in the window of `at_us`."""
+        return self.used.get(self.span(at_us).from_us, 0)
+
+    def span(self, at_us: int) -> Span:
+        """Return the window that holds `at_us`."""
+        if not self._last.holds(at_us):
+            self._last = self.budget.span(at_us)
+        return self._last
+
+    def limit_at(self, at_us: int, lease: Leased | None) -> int:
+        """Return the limit in force at an instant: its own, or what is lent."""
+        if not self.budget.shared:
+            return self.budget.limit
+        if lease is None or not lease.from_us <= at_us < lease.until_us:
+            return 0
+        return min(self.budget.limit, lease.limit)
+
+    def check(self, amount: int, *, at_us: int, lease: Leased | None) -> None:
+        """Raise `BudgetExceededError` when `amount` more does not fit."""
+        limit = self.limit_at(at_us, lease)
+        left = limit - self.used_at(at_us)
+        if amount <= left:
+            return
+        budget = self.budget
+        if budget.shared and limit == 0:
+            raise BudgetExceededError(
+                f"budget {budget.name} is shared and the billing server has lent this node none of"
+                " it: connect the billing server, or rule on the part by hand"
+            )
+        raise BudgetExceededError(
+            f"budget {budget.name} has {budget.words(max(left, 0))} left in this {budget.window}"
+            f" and the request may need {budget.words(amount)}:"
+            " raise the budget, or rule on the part by hand"
+        )
+
+
+@functools.cache
+def zone_of(name: str) -> ZoneInfo:
+    """Return the time zone of that name; raises `ValueError`."""
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"no time zone is called {name!r}: write one as in Asia/Shanghai"
+        ) from error
+
+
+def _span(window: Window, zone: str, at_us: int) -> Span:
+    # Wall-clock starts: a day of 23 or 25 hours is one day.
+    here = zone_of(zone)
+    local = (_EPOCH + at_us * _US).astimezone(here)
+    if window == "hour":
+        # Counted in real time: a clock set back repeats an hour, and each is its own.
+        into = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
+        start_us = at_us - into // _US
+        return Span(from_us=start_us, until_us=start_us + timedelta(hours=1) // _US)
+    day = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0, tzinfo=None)
+    if window == "day":
+        first, after = day, day + timedelta(days=1)
+    elif window == "week":
+        first = day - timedelta(days=day.weekday())
+        after = first + timedelta(days=7)
+    else:
+        first = day.replace(day=1)
+        after = (
+            first.replace(year=first.year + 1, month=1)
+            if first.month == _DECEMBER
+            else first.replace(month=first.month + 1)
+        )
+    return Span(from_us=_to_us(first, here), until_us=_to_us(after, here))
+
+
+def _to_us(local: datetime, here: ZoneInfo) -> int:
+    return (local.replace(tzinfo=here) - _EPOCH) // _US
