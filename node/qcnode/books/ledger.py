@@ -14,7 +14,7 @@ import queue
 import sqlite3
 import threading
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -38,7 +38,7 @@ from qcnode.errors import (
     LedgerCorruptError,
     LedgerUnavailableError,
 )
-from qcnode.money import Indeterminate, LedgerEntry, NotBilled, Receipt
+from qcnode.money import Indeterminate, Intent, LedgerEntry, NotBilled, Receipt, Reserved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,6 +84,16 @@ class _Job:
     several: bool = False
 
 
+@dataclass(slots=True)
+class _Group:
+    """What goes to disk in one commit, and who waits for it."""
+
+    tally: Tally
+    receipt_seq: int
+    taken: list[tuple[_Job, list[LedgerEntry]]] = field(default_factory=list)
+    refused: list[tuple[_Job, Exception]] = field(default_factory=list)
+
+
 class SqliteLedger:
     """The node's money, and how far the billing server has confirmed it.
 
@@ -105,6 +115,7 @@ class SqliteLedger:
         self._waiting: queue.Queue[_Job | None] = queue.Queue(_WAITING_MAX)
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._turn = threading.Lock()  # Guards _closed and _listeners, held for no I/O.
+        self._writing = threading.Lock()  # Held by whoever is on the connection that writes.
         self._closed = False
         self._in_doubt = False
         self._failing = False
@@ -139,6 +150,21 @@ class SqliteLedger:
     def submit_all(self, facts: Sequence[LedgerFact]) -> Future[list[LedgerEntry]]:
         """Record facts in one commit, all or none; it fails as `submit` does."""
         return self._enqueue(_Job(tuple(facts), Future(), several=True))
+
+    def record(self, *facts: LedgerFact) -> list[LedgerEntry]:
+        """Record facts in one commit, all or none, and return when they are durable.
+
+        The caller's own thread waits for the disk, which saves handing over to another;
+        never call this from an event loop. It raises what `submit` fails with.
+        """
+        job = _Job(facts, Future(), several=True)
+        with self._turn:
+            if self._closed:
+                raise LedgerUnavailableError(f"{self._path}: the ledger is closed")
+        with self._writing:
+            self._record([job])
+        entries: list[LedgerEntry] = job.future.result(timeout=0)
+        return entries
 
     def read(self, after_seq: int, limit: int) -> list[LedgerEntry]:
         """Return up to `limit` entries beyond `after_seq`, in order."""
@@ -282,52 +308,98 @@ class SqliteLedger:
                     last = True
                     break
                 jobs.append(job)
-            self._record(jobs)
+            with self._writing:
+                self._record(jobs)
             if last:
                 return
 
     def _record(self, jobs: list[_Job]) -> None:
         """Write a group in one transaction, and end its futures when it is durable."""
         live = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-        done: list[tuple[_Job, list[LedgerEntry]]] = []
+        group = _Group(tally=self._tally, receipt_seq=self._receipt_seq)
         try:
             if self._in_doubt:
                 self._clear_doubt()
-            tally, receipt_seq = self._tally.copy(), self._receipt_seq
-            fresh: dict[str, Standing] = {}
-            self._db.execute("BEGIN IMMEDIATE")
-            for job in live:
-                try:
-                    if isinstance(job.what, Receipt):
-                        receipt_seq = self._note(job.what, tally)
-                        done.append((job, []))
-                    elif len(job.what) == 1:
-                        done.append((job, [self._add(job.what[0], tally, fresh)]))
-                    else:
-                        tried, known = tally.copy(), dict(fresh)
-                        done.append((job, [self._add(fact, tried, known) for fact in job.what]))
-                        tally, fresh = tried, known
-                except (ValueError, TypeError, BudgetExceededError, LedgerCorruptError) as error:
-                    job.future.set_exception(error)
-            self._write([entry for _job, entries in done for entry in entries], tally)
+            try:
+                group = self._write(live, strict=False)
+            except sqlite3.IntegrityError:
+                # Somebody begins an attempt that was made before: find out who.
+                self._db.execute("ROLLBACK")
+                group = self._write(live, strict=True)
             self._db.execute("COMMIT")
         except (sqlite3.Error, LedgerCorruptError) as error:
-            self._fail(live, done, error)
+            self._fail(live, group, error)
             return
-        self._tally, self._receipt_seq = tally, receipt_seq
+        self._tally, self._receipt_seq = group.tally, group.receipt_seq
         if self._failing:
             self._failing = False
             log.info("the ledger takes entries again", path=str(self._path))
-        for job, entries in done:
+        for job, refusal in group.refused:
+            job.future.set_exception(refusal)
+        for job, entries in group.taken:
             job.future.set_result(_result(job, entries))
         for listener in self._listeners:
             listener()
 
-    def _add(self, fact: LedgerFact, tally: Tally, fresh: dict[str, Standing]) -> LedgerEntry:
+    def _write(self, live: list[_Job], *, strict: bool) -> _Group:
+        """Put a group before the disk, up to its commit.
+
+        Unless `strict`, what begins an attempt is taken for new, and the table's own rule
+        finds out when it is not: looking each up would cost more than all the rest.
+        """
+        group = _Group(tally=self._tally.copy(), receipt_seq=self._receipt_seq)
+        finished: dict[str, Standing] = {}
+        self._db.execute("BEGIN IMMEDIATE")
+        rows: list[tuple[int, str, str, int, bytes, bytes, bytes]] = []
+        for job in live:
+            try:
+                if isinstance(job.what, Receipt):
+                    group.receipt_seq = self._note(job.what, group.tally)
+                    group.taken.append((job, []))
+                    continue
+                # Together or not at all: a copy takes the first ones until the last is in.
+                tally = group.tally.copy() if len(job.what) > 1 else group.tally
+                known = dict(finished) if len(job.what) > 1 else finished
+                entries = [self._add(fact, tally, known, strict=strict) for fact in job.what]
+            except (ValueError, TypeError, BudgetExceededError, LedgerCorruptError) as error:
+                group.refused.append((job, error))
+                continue
+            group.tally, finished = tally, known
+            group.taken.append((job, entries))
+            rows += [
+                (
+                    entry.seq,
+                    entry.kind,
+                    subject_of(fact),
+                    entry.at_us,
+                    entry.body,
+                    entry.prev_hash,
+                    entry.hash,
+                )
+                for fact, entry in zip(job.what, entries, strict=True)
+            ]
+        if rows:
+            self._db.executemany(
+                "INSERT INTO entry (seq, kind, subject, at_us, body, prev_hash, hash)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            self._db.execute(
+                "INSERT INTO head (id, seq, hash) VALUES (1, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
+                (group.tally.seq, group.tally.hash),
+            )
+        return group
+
+    def _add(
+        self, fact: LedgerFact, tally: Tally, finished: dict[str, Standing], *, strict: bool
+    ) -> LedgerEntry:
         at_us = self._now_us()
+        begins = isinstance(fact, Reserved | Intent) and not strict
 
         def find(attempt_id: str) -> Standing | None:
-            return fresh.get(attempt_id) or find_standing(self._db, attempt_id)
+            found = finished.get(attempt_id)
+            return found if found or begins else find_standing(self._db, attempt_id)
 
         step = tally.check(fact, at_us=at_us, find=find)
         entry = chain.make_entry(
@@ -336,33 +408,8 @@ class SqliteLedger:
         tally.add(entry.seq, entry.hash, fact, step)
         after = step[1]
         if after is not None and after.state not in LIVE:
-            fresh[after.attempt.id] = after
+            finished[after.attempt.id] = after
         return entry
-
-    def _write(self, entries: list[LedgerEntry], tally: Tally) -> None:
-        if not entries:
-            return
-        self._db.executemany(
-            "INSERT INTO entry (seq, kind, subject, at_us, body, prev_hash, hash)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    entry.seq,
-                    entry.kind,
-                    subject_of(chain.fact_of(entry)),
-                    entry.at_us,
-                    entry.body,
-                    entry.prev_hash,
-                    entry.hash,
-                )
-                for entry in entries
-            ],
-        )
-        self._db.execute(
-            "INSERT INTO head (id, seq, hash) VALUES (1, ?, ?)"
-            " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
-            (tally.seq, tally.hash),
-        )
 
     def _note(self, receipt: Receipt, tally: Tally) -> int:
         if receipt.epoch != self._epoch:
@@ -399,7 +446,7 @@ class SqliteLedger:
     def _fail(
         self,
         live: list[_Job],
-        done: list[tuple[_Job, list[LedgerEntry]]],
+        group: _Group,
         error: sqlite3.Error | LedgerCorruptError,
     ) -> None:
         """Tell the group that it is not on record, unless the disk says that it is."""
@@ -416,12 +463,13 @@ class SqliteLedger:
             log.warning("the ledger cannot be read back", path=str(self._path), error=str(doubt))
         said = in_words(self._path, error) if isinstance(error, sqlite3.Error) else error
         unavailable = LedgerUnavailableError(str(said))
-        written = {id(job): entries for job, entries in done}
+        written = {id(job): entries for job, entries in group.taken}
+        refused = {id(job): refusal for job, refusal in group.refused}
         for job in live:
             entries = written.get(id(job), [])
-            if job.future.done():
-                continue
-            if entries and all(on_disk.get(entry.seq) == entry.hash for entry in entries):
+            if id(job) in refused:
+                job.future.set_exception(refused[id(job)])
+            elif entries and all(on_disk.get(entry.seq) == entry.hash for entry in entries):
                 job.future.set_result(_result(job, entries))
             else:
                 job.future.set_exception(unavailable)

@@ -19,7 +19,10 @@ CREATE TABLE entry (
     hash BLOB NOT NULL CHECK (length(hash) = 32)
 ) STRICT;
 
-CREATE INDEX entry_subject ON entry (subject);
+-- Each step of an attempt is taken once; what may be said again is told apart by its seq.
+CREATE UNIQUE INDEX entry_step ON entry (
+    subject, CASE WHEN kind IN ('adjusted', 'outcome', 'leased') THEN seq ELSE kind END
+);
 
 -- Where the entries end, so that a missing tail is seen without a witness.
 CREATE TABLE head (

@@ -33,7 +33,7 @@ BILLING = "billing"
 VERSION = 2
 _APPLICATION_ID = 0x7163_6C31
 _PAGE = 1_000
-_SCHEMA = Path(__file__).with_name("ledger.sql")
+SCHEMA = Path(__file__).with_name("ledger.sql")
 
 
 class LedgerReader:
@@ -269,7 +269,7 @@ def _create(db: sqlite3.Connection, *, epoch: str, now_us: int) -> None:
     # One transaction: a kill in between leaves an empty file, which is made anew.
     db.executescript(
         f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID};"
-        f" PRAGMA user_version = {VERSION}; {_SCHEMA.read_text(encoding='utf-8')}"
+        f" PRAGMA user_version = {VERSION}; {SCHEMA.read_text(encoding='utf-8')}"
     )
     db.execute("INSERT INTO ledger (id, epoch, created_us) VALUES (1, ?, ?)", (epoch, now_us))
     db.execute("COMMIT")

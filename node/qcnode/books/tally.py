@@ -9,10 +9,10 @@ indeterminate goes on counting at its worst case.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from qcnode.books.accounts import Account, Book, postings
+from qcnode.books.accounts import Account, Book
 from qcnode.books.attempts import LIVE, AttemptFact, Standing, State, advance, subject_of
 from qcnode.books.budgets import Budget, Meter
 from qcnode.money import (
@@ -31,7 +31,7 @@ from qcnode.money import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qcnode.money import LedgerFact
+    from qcnode.money import Attempt, CostCentre, LedgerFact
 
 _Key = TypeVar("_Key")
 
@@ -57,8 +57,8 @@ class Tally:
     counts: dict[State, int] = field(default_factory=dict)
     """Attempts by the state they are in."""
     usage: TokenUsage = field(default_factory=TokenUsage)
-    balances: dict[tuple[Account, str], int] = field(default_factory=dict)
-    """By account and currency; over all accounts they are zero."""
+    sums: dict[tuple[CostCentre, str, str], tuple[int, int]] = field(default_factory=dict)
+    """Held and used by cost centre, provider and currency: what all the postings come to."""
     written_off_pico: dict[str, int] = field(default_factory=dict)
     meters: list[Meter] = field(default_factory=list)
     leases: dict[str, Leased] = field(default_factory=dict)
@@ -71,15 +71,18 @@ class Tally:
 
     def copy(self) -> Tally:
         """Return one that can be added to without touching this one."""
-        return replace(
-            self,
-            live=dict(self.live),
-            worst=dict(self.worst),
-            counts=dict(self.counts),
-            balances=dict(self.balances),
-            written_off_pico=dict(self.written_off_pico),
+        # Not `dataclasses.replace`, which every commit would pay for.
+        return Tally(
+            seq=self.seq,
+            hash=self.hash,
+            live=self.live.copy(),
+            worst=self.worst.copy(),
+            counts=self.counts.copy(),
+            usage=self.usage,
+            sums=self.sums.copy(),
+            written_off_pico=self.written_off_pico.copy(),
             meters=[meter.copy() for meter in self.meters],
-            leases=dict(self.leases),
+            leases=self.leases.copy(),
         )
 
     def check(self, fact: LedgerFact, *, at_us: int, find: Find) -> Step:
@@ -94,7 +97,10 @@ class Tally:
         return step
 
     def follow(self, fact: LedgerFact, *, at_us: int, find: Find) -> Step:
-        """Do what `check` does, without the budgets: they were others when it was written."""
+        """Do what `check` does, without the budgets: they were others when it was written.
+
+        That an attempt which begins here was never made before is for `find` to know.
+        """
         if isinstance(fact, Outcome | Leased):
             return _NO_STEP
         if isinstance(fact, EpochOpened):
@@ -114,8 +120,7 @@ class Tally:
         before, after = step
         if after is None or isinstance(fact, EpochOpened | Outcome):
             return
-        for posting in postings(before, after):
-            _add(self.balances, (posting.account, posting.currency), posting.pico)
+        self._post(before, after)
         if self.meters:
             self._meter(before, after, fact)
         self._count(before, after, fact)
@@ -125,6 +130,19 @@ class Tally:
             self.worst[attempt_id] = fact.worst
         elif self.live.pop(attempt_id, None) is not None:
             del self.worst[attempt_id]
+
+    def balances(self) -> dict[tuple[Account, str], int]:
+        """Return what stands in each account by currency; over all accounts it is zero."""
+        balances: dict[tuple[Account, str], int] = {}
+        for (centre, provider, currency), (held, used) in self.sums.items():
+            for book, of, pico in (
+                (Book.HOLDS, centre, held),
+                (Book.PENDING, provider, -held),
+                (Book.USAGE, centre, used),
+                (Book.PAYABLE, provider, -used),
+            ):
+                _add(balances, (Account(book, of), currency), pico)
+        return {key: pico for key, pico in balances.items() if pico}
 
     def totals(self) -> LedgerTotals:
         """Return the sums as everybody else sees them."""
@@ -141,8 +159,8 @@ class Tally:
             written_off=counts.get(State.WRITTEN_OFF, 0),
             unpriced=counts.get(State.UNPRICED, 0),
             usage=self.usage,
-            cost_pico=self._sum(Book.USAGE),
-            held_pico=self._sum(Book.HOLDS),
+            cost_pico=self._sum(used=True),
+            held_pico=self._sum(used=False),
             written_off_pico=dict(self.written_off_pico),
         )
 
@@ -197,11 +215,26 @@ class Tally:
             return fact.usage.input_tokens + fact.usage.output_tokens - held
         return -held if after.state is State.NOT_BILLED else 0
 
-    def _sum(self, book: Book) -> dict[str, int]:
+    def _post(self, before: Standing | None, after: Standing) -> None:
+        """Move what `accounts.postings` says, in one step for the four accounts concerned."""
+        attempt = after.attempt
+        if before is not None:
+            for cost, held in ((before.hold, True), (before.cost, False)):
+                if cost is not None:
+                    self._move(attempt, cost.currency, -cost.pico, held=held)
+        for cost, held in ((after.hold, True), (after.cost, False)):
+            if cost is not None:
+                self._move(attempt, cost.currency, cost.pico, held=held)
+
+    def _move(self, attempt: Attempt, currency: str, pico: int, *, held: bool) -> None:
+        key = (attempt.centre, attempt.provider, currency)
+        holds, used = self.sums.get(key, (0, 0))
+        self.sums[key] = (holds + pico, used) if held else (holds, used + pico)
+
+    def _sum(self, *, used: bool) -> dict[str, int]:
         sums: dict[str, int] = {}
-        for (account, currency), pico in self.balances.items():
-            if account.book is book:
-                _add(sums, currency, pico)
+        for (_centre, _provider, currency), pair in self.sums.items():
+            _add(sums, currency, pair[used])
         return {currency: pico for currency, pico in sums.items() if pico}
 
 

@@ -1,0 +1,85 @@
+"""`qcnode bench`: what it costs here, next to the least it could cost.
+
+Every figure is a ratio to a reference measured in the same run, or stands beside one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qcnode.bench.measure import Result
+
+
+def register(app: typer.Typer) -> None:
+    """Add `bench` to the commands people type."""
+    app.command()(bench)
+
+
+def bench(
+    *,
+    books: Annotated[bool, typer.Option("--books", help="Measure ledger, prices and sync.")] = True,
+    folder: Annotated[
+        Path, typer.Option(help="Where to write: a folder on the disk that counts.")
+    ] = Path(),
+    rounds: Annotated[int, typer.Option(min=3, max=101, help="How often to measure each.")] = 7,
+    broker: Annotated[
+        str | None, typer.Option(help="Also measure MQTT, at this broker (HOST:PORT, no login).")
+    ] = None,
+    billing_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QCNODE_BENCH_URL",
+            help="Also measure the server's import, in this EMPTY PostgreSQL database.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure this machine, each figure as a ratio to a reference in the same run.
+
+    An aim that is not met is said to be missed; only a figure that cannot be taken is an
+    error.
+    """
+    import logging
+
+    import structlog
+
+    from qcnode.bench.books import Size, books_results
+    from qcnode.bench.measure import machine
+
+    if not folder.is_dir():
+        raise typer.BadParameter(f"{folder}: no such folder to write in")
+    if not books:
+        raise typer.BadParameter("nothing to measure: give --books")
+    # What is opened and closed a hundred times is not worth a line each time.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    size = Size(rounds=rounds)
+    found: list[Result] = []
+    about = machine()
+    if not as_json:
+        typer.echo(f"{about['cpu']}, {about['cores']} cores, load {about['load_1m']:.2f}")
+    for result in books_results(folder, size, broker=broker, billing_url=billing_url):
+        found.append(result)
+        if not as_json:
+            for line in _lines(result):
+                typer.echo(line)
+    if as_json:
+        typer.echo(
+            json.dumps({"results": [result.to_json() for result in found], "machine": about})
+        )
+
+
+def _lines(result: Result) -> Iterator[str]:
+    sign = ">=" if result.at_least else "<="
+    said = "met" if result.met else "MISSED"
+    yield result.name
+    yield (
+        f"    {min(result.values):,.3g} / {result.median:,.3g} / {max(result.values):,.3g}"
+        f"   aim {sign} {result.aim:,.3g}: {said}{'; ' + result.note if result.note else ''}"
+    )
