@@ -20,7 +20,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test-env services check test test-long test-podman lock dist clean
+.PHONY: help env demo test-env services check test test-long test-podman prove-drain bench-books lock dist clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -46,6 +46,12 @@ test-long: test-env ## the fault runs that take minutes each
 
 test-podman: test-env ## build and start the containers; needs podman, buildah and debootstrap
 	$(BIN)/pytest -m podman $(ARGS)
+
+prove-drain: test-env ## a month of entries (1.6 million) drained while the line goes on; about 10 minutes
+	$(BIN)/python -m tests.faults.measure_drain $(ARGS)
+
+bench-books: test-env ## figures of ledger, prices, sync and import, as ratios; ARGS='--json --folder /var/tmp'
+	@$(BIN)/python -m tests.measure_books $(ARGS)
 
 lock: ## solve requirements/*.lock anew, needs uv; newest versions by ARGS=--upgrade
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or UV=path/to/uv" >&2; exit 1; }

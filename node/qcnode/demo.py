@@ -28,15 +28,19 @@ from pydantic import SecretStr
 
 from qcbridge.billing.app import create_app
 from qcbridge.billing.consumer import Broker, MqttConsumer
+from qcbridge.billing.engine import Database
 from qcbridge.billing.intake import Intake
+from qcbridge.billing.keys import Trust
+from qcbridge.billing.reports import Reports
 from qcbridge.billing.store import BillingStore
+from qcbridge.billing.witness import Witness, open_key
 from qcmodels.data import digest_of, open_dataset
 from qcmodels.train import TeachConfig, teach
 from qcnode.books import batch
 from qcnode.cameras.folder import FolderPictures
 from qcnode.cameras.studio import DefectKind
 from qcnode.cameras.virtual import write_dataset
-from qcnode.domain import AgentLevel, FaultKind
+from qcnode.domain import AgentLevel, Decider, FaultKind, Finding, Ruling
 from qcnode.errors import (
     LedgerCorruptError,
     ManifestError,
@@ -44,7 +48,7 @@ from qcnode.errors import (
     SettingsError,
 )
 from qcnode.lines.http import HttpChannel
-from qcnode.lines.world import read_fates
+from qcnode.lines.world import UNKNOWN, read_fates
 from qcnode.listen import listen
 from qcnode.main import WORLD, QuietServer, build_node
 from qcnode.manifest import load_manifest
@@ -52,6 +56,7 @@ from qcnode.settings import (
     AgentSettings,
     BudgetSettings,
     CameraSettings,
+    CostCentreSettings,
     LineSettings,
     MeteringSettings,
     ModelSettings,
@@ -81,6 +86,9 @@ REVIEWS_END_S = 90.0
 BILL_END_S = 30.0
 BELT_EMPTY_S = 5.0
 SHOW_EVERY_S = 0.5
+TRUTH = "the virtual line's own record"
+READER = "truth"
+"""Who reads the journal to say what parts were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +137,7 @@ async def _run(options: DemoOptions, data: Path, show: Show) -> dict[str, Any]:
         base_url = await undo.enter_async_context(_scripted_provider(options, key))
         settings = _settings(options, data, base_url, key, token)
         store = _open_store(options)
-        undo.callback(store.close)
+        undo.callback(store.database.close)
         page, channel = await _serve_billing(options, store, token, undo)
         node = build_node(settings, channel=channel)
         undo.push_async_callback(node.close)
@@ -241,7 +249,14 @@ def _settings(options: DemoOptions, data: Path, base_url: str, key: str, token: 
             waiting_max=500,
         ),
         provider=ProviderSettings(base_url=base_url, timeout_s=3.0),
-        budget=BudgetSettings(per_day_micro=BUDGET_MICRO),
+        cost_centre=CostCentreSettings(
+            department="quality",
+            application="inspection",
+            function="final inspection",
+            product="flange" if options.data is None else product,
+            agent="reviewer",
+        ),
+        budget=(BudgetSettings(name="day", currency="USD", limit_micro=BUDGET_MICRO),),
         metering=MeteringSettings(channel="mqtt" if options.broker else "none"),
         mqtt=MqttSettings(host=host, port=port),
         secrets=Secrets(provider_api_key=SecretStr(key), billing_token=SecretStr(token)),
@@ -299,9 +314,14 @@ async def _until_alive(url: str, child: subprocess.Popen[bytes]) -> None:
 
 def _open_store(options: DemoOptions) -> BillingStore:
     url = options.billing_url or f"sqlite:///{options.home / 'billing.db'}"
-    store = BillingStore(url, now=lambda: datetime.now(UTC))
-    store.migrate()
-    return store
+    database = Database(url)
+    database.migrate()
+    return BillingStore(
+        database,
+        now=lambda: datetime.now(UTC),
+        trust=Trust.FIRST,
+        witness=Witness(open_key(options.home / "billing.key")),
+    )
 
 
 async def _serve_billing(
@@ -383,8 +403,38 @@ async def _until_books_agree(node: Node, show: Show, stop: asyncio.Event) -> Non
         task.cancel()
     node.desk.stop_asking()
     show.running(node)
+    await _tell_the_truth(node)
     if node.outbox is not None:
         await node.outbox.flush(BILL_END_S)
+
+
+async def _tell_the_truth(node: Node) -> None:
+    """Say of the parts that the agent settled what they were, as rework would find out.
+
+    Only what a ruling was good for needs this: the node has no other way to know.
+    """
+    fates = read_fates(node.settings.node.home / WORLD)
+    truths = {
+        fate.part_id: Finding.DEFECTIVE if fate.is_defective else Finding.GOOD
+        for fate in fates
+        if fate.truth != UNKNOWN
+    }
+    after = node.journal.cursor(READER)
+    while records := await asyncio.to_thread(node.journal.read, after):
+        rulings = [
+            record
+            for _, record in records
+            if isinstance(record, Ruling) and record.binding and record.by is Decider.AGENT
+        ]
+        await asyncio.gather(
+            *(
+                node.desk.learn(one.escalation_id, truths[one.part_id], source=TRUTH)
+                for one in rulings
+                if one.part_id in truths
+            )
+        )
+        after = records[-1][0]
+        await asyncio.wrap_future(node.journal.advance(READER, after))
 
 
 # -- after -------------------------------------------------------------------------------
@@ -392,7 +442,7 @@ async def _until_books_agree(node: Node, show: Show, stop: asyncio.Event) -> Non
 
 def _summary(node: Node, store: BillingStore, options: DemoOptions) -> dict[str, Any]:
     counts, totals = asdict(node.journal.counts()), node.ledger.totals()
-    billed = store.totals(TENANT)
+    billed = Reports(store.database).totals(TENANT)
     fates = read_fates(options.home / WORLD)
     latencies = sorted(node.station.latencies_us())
     try:

@@ -3,12 +3,14 @@
 The desk reads the journal like anybody else: each part in the divert lane becomes one
 escalation, each escalation ends in one binding ruling, and each ruling is
 told to the line. All three are records first, so a restart goes on where the disk
-says. Runs in one event loop; the line never waits for it.
+says. What a person found of a part goes on record in the ledger too, beside what its
+answer cost. Runs in one event loop; the line never waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ import structlog
 from qcnode.domain import (
     Action,
     AgentLevel,
+    Allowance,
     Box,
     Decider,
     Disposition,
@@ -27,7 +30,7 @@ from qcnode.domain import (
     Fault,
     Finding,
     Inspection,
-    ReviewBounds,
+    Limits,
     Ruling,
     Verdict,
 )
@@ -42,7 +45,16 @@ from qcnode.errors import (
     UnpricedError,
 )
 from qcnode.evidence import find_box
-from qcnode.policy import authorize, choose_decider, disposition_of
+from qcnode.money import Outcome
+from qcnode.policy import (
+    Leaning,
+    alone,
+    authorize,
+    choose_decider,
+    disposition_of,
+    lean,
+    rank_among,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,22 +64,32 @@ if TYPE_CHECKING:
 
     from qcnode.books.journal import Journal
     from qcnode.domain import Opinion
-    from qcnode.health import HealthBoard
-    from qcnode.ports import Ledger, Line, Reviewer
+    from qcnode.money import CostCentre
+    from qcnode.ports import Ledger, Line, Purse, Reviewer
 
 log = structlog.get_logger()
 
 BETWEEN_LIMITS = "the score lies between the limits"
 READ_MAX = 200
 TICK_S = 0.5
+LEDGER_S = 10.0
 OFFERS_MAX = 3
 """How often one part is put to the agent before it waits for a person alone."""
+REFUSALS_MAX = 20
+"""How often others may have been faster to take what the budget had left for it."""
+RECENT_MAX = 500
+"""How many of the last undecided parts, and of the last rulings, are learnt from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeskRules:
-    """What the line chose beforehand about asking."""
+    """What the line chose beforehand about asking, and what its model was released with.
 
+    `centre` is on whose account the agent asks.
+    """
+
+    limits: Limits
+    centre: CostCentre
     level: AgentLevel
     workers: int
     waiting_max: int
@@ -84,6 +106,7 @@ class WaitingEscalation:
     with_agent: bool = False
     settling: bool = False
     offers: int = 0
+    refusals: int = 0
 
 
 class Desk:
@@ -96,8 +119,8 @@ class Desk:
         line: Line,
         reviewer: Reviewer | None,
         ledger: Ledger,
+        purse: Purse,
         rules: DeskRules,
-        health: HealthBoard,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
     ) -> None:
@@ -105,14 +128,21 @@ class Desk:
         self._line = line
         self._reviewer = reviewer
         self._ledger = ledger
+        self._purse = purse
         self._rules = rules
-        self._health = health
         self._now = now
         self._new_id = new_id
         self._open: dict[str, WaitingEscalation] = {}
         self._for_agent: asyncio.Queue[str] = asyncio.Queue(maxsize=rules.waiting_max)
         self._news = asyncio.Event()
         self._draining = False
+        self._allowance = Allowance(fits=0, share=0.0)
+        self._undecided: deque[float] = deque(maxlen=RECENT_MAX)
+        """Scores of the last parts that came undecided."""
+        self._ruled: deque[tuple[float, bool]] = deque(maxlen=RECENT_MAX)
+        """Scores of the last parts that people ruled on, and whether they were defective."""
+        self._learnt: tuple[Leaning, list[float]] | None = None
+        """What follows from the two: how doubtful a score is, and the last doubts in order."""
 
     async def run(self) -> None:
         """Work until cancelled. What is unfinished then is found again in the journal."""
@@ -122,6 +152,7 @@ class Desk:
             self._open[escalation.id] = WaitingEscalation(escalation=escalation, proposal=proposal)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_journal())
+            tasks.create_task(self._keep_outcomes())
             if self._reviewer is not None:
                 for _ in range(self._rules.workers):
                     tasks.create_task(self._ask_agent(self._reviewer))
@@ -184,6 +215,21 @@ class Desk:
             raise RulingError(f"{escalation_id}: somebody else ruled on this part first")
         return ruling
 
+    async def learn(self, escalation_id: str, truth: Finding, *, source: str) -> Outcome:
+        """Put on record what a part that was ruled on proved to be, as `source` says.
+
+        Raises `RulingError` when there is no such part, it is not ruled on, or nothing is
+        known of it still, and `LedgerUnavailableError`.
+        """
+        story = await asyncio.to_thread(self._journal.story, escalation_id)
+        if story is None or truth is Finding.UNSURE:
+            raise RulingError(f"{escalation_id}: there was no such part, or nothing is known of it")
+        if not any(ruling.binding for ruling in story[1]):
+            raise RulingError(f"{escalation_id}: this part still waits: rule on it instead")
+        outcome = self._outcome(*story, truth=truth, source=source)
+        await self._put_on_record(outcome)
+        return outcome
+
     # -- one task each -----------------------------------------------------------
 
     async def _follow_journal(self) -> None:
@@ -231,6 +277,10 @@ class Desk:
         if await asyncio.wrap_future(self._journal.submit(escalation)):
             waiting = WaitingEscalation(escalation=escalation)
             self._open[escalation.id] = waiting
+            if score is not None:
+                self._purse.arrived(opened_at)
+                self._undecided.append(score)
+                self._learnt = None
             self._offer(waiting)
 
     def _box_of(self, inspection_id: str) -> Box | None:
@@ -244,7 +294,7 @@ class Desk:
         return find_box(map_, width=width, height=height)
 
     async def _expire_and_offer(self) -> None:
-        self._tell_budget()
+        self._look_at_budgets()
         now = self._now()
         for waiting in self.waiting():
             if waiting.escalation.expires_at <= now:
@@ -252,19 +302,10 @@ class Desk:
             else:
                 self._offer(waiting)
 
-    def _tell_budget(self) -> None:
-        left_pico = self._ledger.budget_left_pico()
-        if self._reviewer is None or left_pico is None:
-            return
-        cost_pico_max = self._reviewer.cost_pico_max()
-        if cost_pico_max is None:
-            words = "the provider's model has no price: undecided parts wait for people"
-            self._health.report("budget", ok=False, words=words)
-        elif left_pico < cost_pico_max:
-            words = "used up for today: undecided parts wait for people"
-            self._health.report("budget", ok=False, words=words)
-        else:
-            self._health.report("budget", ok=True, words="enough for the next review")
+    def _look_at_budgets(self) -> None:
+        """Find out once for all parts that wait what may be asked."""
+        if self._reviewer is not None:
+            self._allowance = self._purse.look(self._reviewer.worst())
 
     def _offer(self, waiting: WaitingEscalation) -> None:
         """Put a part in line for the agent if it may be asked, else leave it to people."""
@@ -278,18 +319,29 @@ class Desk:
             return False
         if waiting.proposal is not None or waiting.offers >= OFFERS_MAX:
             return False
-        cost_pico_max = self._reviewer.cost_pico_max()
-        if cost_pico_max is None:
-            return False
+        allowance, in_line = self._allowance, self._for_agent.qsize()
+        # What is in line holds nothing yet.
+        fits = self._rules.waiting_max if allowance.fits is None else allowance.fits
+        score = waiting.escalation.score
         decider = choose_decider(
             # Without a score there is no evidence either.
-            Verdict.UNDEFINED if waiting.escalation.score is None else Verdict.NOT_DECIDABLE,
-            ReviewBounds(waiting_max=self._rules.waiting_max, cost_pico_max=cost_pico_max),
+            Verdict.UNDEFINED if score is None else Verdict.NOT_DECIDABLE,
+            allowance,
             cloud_reachable=self._reviewer.reachable(),
-            budget_left_pico=self._ledger.budget_left_pico(),
-            waiting=self._for_agent.qsize(),
+            room=in_line < min(self._rules.waiting_max, fits),
+            rank=self._rank(score),
         )
         return decider is Decider.AGENT
+
+    def _rank(self, score: float | None) -> float:
+        """Return what share of the last undecided parts would be more worth asking about."""
+        if score is None or self._allowance.share >= 1.0:
+            return 0.0
+        if self._learnt is None:
+            leaning = lean(self._rules.limits, self._undecided, self._ruled)
+            self._learnt = leaning, sorted(leaning.doubt(one) for one in self._undecided)
+        leaning, doubts = self._learnt
+        return rank_among(leaning.doubt(score), doubts)
 
     async def _ask_agent(self, reviewer: Reviewer) -> None:
         while True:
@@ -302,7 +354,13 @@ class Desk:
             except ProviderUnavailableError as error:
                 # The provider's own health line says when it is gone; this is for each part.
                 log.debug("agent not reached", escalation=escalation_id, reason=str(error))
-            except (ProviderRefusedError, BudgetExceededError, UnpricedError) as error:
+            except BudgetExceededError as error:
+                # Others were faster to take what was left; the next look knows.
+                waiting.refusals += 1
+                if waiting.refusals < REFUSALS_MAX:
+                    waiting.offers -= 1
+                log.debug("agent not asked", escalation=escalation_id, reason=str(error))
+            except (ProviderRefusedError, UnpricedError) as error:
                 # Asking the same again would cost the same again.
                 waiting.offers = OFFERS_MAX
                 log.info("agent gave no ruling", escalation=escalation_id, reason=str(error))
@@ -386,11 +444,85 @@ class Desk:
             after = records[-1][0]
             await asyncio.wrap_future(self._journal.advance("line", after))
 
+    async def _keep_outcomes(self) -> None:
+        """Follow the journal for the ledger, whose disk must hold up nobody who rules."""
+        waits = False
+        while True:
+            try:
+                await self._tell_ledger()
+            except (JournalUnavailableError, LedgerUnavailableError) as error:
+                if not waits:
+                    log.warning("outcomes wait", reason=str(error))
+                waits = True
+            else:
+                waits = False
+            await asyncio.sleep(TICK_S)
+
+    async def _tell_ledger(self) -> None:
+        """Put on record what people found of parts, beside what their answers cost."""
+        after = await asyncio.to_thread(self._journal.cursor, "ledger")
+        while records := await asyncio.to_thread(self._journal.read, after, READ_MAX):
+            for _, record in records:
+                if isinstance(record, Ruling) and record.by in (Decider.OPERATOR, Decider.AGENT):
+                    await self._tell_truth(record)
+            after = records[-1][0]
+            await asyncio.wrap_future(self._journal.advance("ledger", after))
+
+    async def _tell_truth(self, ruling: Ruling) -> None:
+        """Put on record what a part is, if a person has said so by now."""
+        story = await asyncio.to_thread(self._journal.story, ruling.escalation_id)
+        if story is None:
+            return
+        escalation, rulings = story
+        found = next(
+            (one.finding for one in rulings if one.binding and one.by is Decider.OPERATOR), None
+        )
+        if found is None or found is Finding.UNSURE or escalation.score is None:
+            return  # Not known; or nobody could have had an opinion before.
+        if ruling.binding:
+            self._ruled.append((escalation.score, found is Finding.DEFECTIVE))
+            self._learnt = None
+        elif not _came_late(ruling, rulings):
+            return  # Said before the person ruled, whose ruling tells it all.
+        outcome = self._outcome(escalation, rulings, truth=found, source="operator")
+        await self._put_on_record(outcome)
+
+    async def _put_on_record(self, outcome: Outcome) -> None:
+        try:
+            async with asyncio.timeout(LEDGER_S):
+                await asyncio.wrap_future(self._ledger.submit(outcome))
+        except TimeoutError as error:
+            raise LedgerUnavailableError(
+                f"the disk took no entry in {LEDGER_S:g} s: check the disk"
+            ) from error
+
+    def _outcome(
+        self, escalation: Escalation, rulings: list[Ruling], *, truth: Finding, source: str
+    ) -> Outcome:
+        """Set what the agent said of a part, or who ruled on it without one, beside the truth."""
+        by_agent = [one.finding for one in rulings if one.by is Decider.AGENT]
+        binding = [one.finding for one in rulings if one.binding]
+        return Outcome(
+            escalation_id=escalation.id,
+            centre=self._rules.centre,
+            ruled=(by_agent or binding)[-1].name,
+            truth=truth.name,
+            node_alone=alone(escalation.score, self._rules.limits).value,
+            source=source,
+        )
+
     def _unread(self) -> bool:
         return bool(self._journal.read(self._journal.cursor("desk"), 1))
 
     def _open_to_agent(self) -> bool:
+        self._look_at_budgets()
         return any(waiting.with_agent or self._may_ask(waiting) for waiting in self._open.values())
+
+
+def _came_late(ruling: Ruling, rulings: list[Ruling]) -> bool:
+    """Say whether this is what an agent said after the part had been ruled on."""
+    before = rulings[: [one.id for one in rulings].index(ruling.id)]
+    return ruling.by is Decider.AGENT and any(one.binding for one in before)
 
 
 def _decode(encoded: bytes) -> NDArray[Any] | None:

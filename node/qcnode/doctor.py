@@ -20,11 +20,18 @@ from typing import TYPE_CHECKING
 import httpx2
 import onnxruntime
 
-from qcbridge.prices import PriceBook
+from qcbridge.prices import open_book
 from qcnode.books.ledger_file import LedgerReader
 from qcnode.errors import QcError
 from qcnode.listen import listen
-from qcnode.main import check_provider, panel_token
+from qcnode.main import (
+    SCRIPTED,
+    allows_nothing,
+    check_provider,
+    checked_on,
+    panel_token,
+    worst_request,
+)
 from qcnode.money import TokenUsage
 from qcnode.runtime.onnx import OnnxModel
 from qcnode.settings import load_settings
@@ -74,6 +81,7 @@ def _of_node(settings: Settings) -> Iterator[Finding]:
     yield _panel(settings)
     if settings.agent.enabled:
         yield _prices(settings)
+        yield from _budgets(settings)
         yield _provider(settings)
     if settings.metering.channel == "http":
         yield _billing(settings)
@@ -191,15 +199,10 @@ def _panel(settings: Settings) -> Finding:
 
 
 def _prices(settings: Settings) -> Finding:
-    provider = settings.provider
+    provider, now = settings.provider, datetime.now(UTC)
     try:
-        book = PriceBook.load(*([] if provider.prices is None else [provider.prices]))
-        cost = book.price(
-            TokenUsage(text=1_000_000, output=1_000_000),
-            provider.name,
-            provider.model,
-            datetime.now(UTC),
-        )
+        book = open_book(provider.prices, provider.prices_key)
+        cost = book.price(TokenUsage(text=1_000, output=100), provider.name, provider.model, now)
     except QcError as error:
         return Finding(
             check="prices",
@@ -207,14 +210,55 @@ def _prices(settings: Settings) -> Finding:
             words=str(error),
             fix="write a price file and name it in provider.prices: without one nothing is asked",
         )
-    if cost.currency != settings.budget.currency and settings.budget.per_day_micro is not None:
+    other = next(
+        (one for one in settings.budgets() if one.currency not in (None, cost.currency)), None
+    )
+    if other is not None:
         return Finding(
             check="prices",
             ok=False,
-            words=f"prices are in {cost.currency}, the budget in {settings.budget.currency}",
-            fix="set budget.currency to the currency of the price file",
+            words=f"prices are in {cost.currency}, budget {other.name} in {other.currency}",
+            fix=f"set the currency of budget {other.name} to that of the price file",
         )
-    return Finding(check="prices", ok=True, words=", ".join(cost.rows))
+    checked = checked_on(book, provider.name, provider.model, now)
+    days_max = settings.metering.prices_age_max_days
+    if provider.name != SCRIPTED and checked is not None and (now.date() - checked).days > days_max:
+        return Finding(
+            check="prices",
+            ok=False,
+            words=f"last checked on {checked}, more than {days_max} days ago",
+            fix="look the prices up, and set checked_at in the price file to today",
+        )
+    rows = book.rows_in_force(provider.name, provider.model, now)
+    words = ", ".join(cost.rows)
+    if unread := [row.id for row in rows if not row.confirmed]:
+        words += f"; {len(unread)} not confirmed: see `qcnode prices check`"
+    return Finding(check="prices", ok=True, words=words)
+
+
+def _budgets(settings: Settings) -> Iterator[Finding]:
+    try:
+        worst = worst_request(settings)
+    except QcError:
+        return  # Said already, of the prices or the provider.
+    for budget in settings.budgets():
+        check = f"budget {budget.name}"
+        if not budget.covers(settings.centre()):
+            yield Finding(
+                check=check,
+                ok=True,
+                words="counts nothing that this node spends: its scope names another cost centre",
+            )
+        elif worst is not None and (words := allows_nothing(budget, settings.centre(), worst)):
+            yield Finding(
+                check=check,
+                ok=False,
+                words=f"allows no question at all: {words}",
+                fix="raise its limit, or lower provider.output_tokens_max or image_side_max_px",
+            )
+        else:
+            lent = ", as far as the billing server lends it" if budget.shared else ""
+            yield Finding(check=check, ok=True, words=f"by the {budget.window}{lent}")
 
 
 def _provider(settings: Settings) -> Finding:

@@ -164,12 +164,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewBounds:
-    """How much asking the line allows."""
+class Allowance:
+    """What the budgets leave for questions.
 
-    waiting_max: int
-    cost_pico_max: int
-    """The worst case of one review, which must fit the budget before it is asked."""
+    `fits` is how many more requests may be made now, each at its worst case; None is no
+    limit. `share` is what part of the undecided parts the rest of the windows can pay for,
+    from 0 to 1.
+    """
+
+    fits: int | None
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"a share lies between 0 and 1: {self}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

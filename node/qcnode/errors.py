@@ -53,6 +53,10 @@ class LedgerCorruptError(QcError):
     """The chain does not verify; the message names the first bad entry."""
 
 
+class LedgerForkedError(LedgerCorruptError):
+    """The billing server has other entries than this ledger: there are two of one identity."""
+
+
 class SealError(QcError):
     """A signature is missing, or not that of whom it should be."""
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import httpx2
@@ -26,22 +26,38 @@ import structlog
 import uvicorn
 
 from qcbridge.agent import Agent
-from qcbridge.prices import PriceBook
+from qcbridge.meter import Meter
+from qcbridge.prices import PriceBook, open_book
 from qcbridge.providers.openai_chat import OpenAIChatProvider
 from qcbridge.transport import MeteringTransport
 from qcnode.books import batch
-from qcnode.books.budgets import Budget
+from qcnode.books.archive import ArchivedLedger, archived_ledgers
+from qcnode.books.ballast import BALLAST_BYTES
+from qcnode.books.inbox import Inbox
 from qcnode.books.journal import Journal
 from qcnode.books.ledger import SqliteLedger
+from qcnode.books.mark import FileId
 from qcnode.books.outbox import Outbox
 from qcnode.books.pictures import PictureStore
+from qcnode.books.pin import ServerKey
+from qcnode.books.purse import PriceAge, Purse
+from qcnode.books.seals import PublicKey, SigningKey
 from qcnode.cameras.folder import FolderCamera, FolderPictures
 from qcnode.cameras.opencv import OpenCvCamera
 from qcnode.cameras.virtual import RenderedCamera, RenderedParts
 from qcnode.desk import Desk, DeskRules
-from qcnode.errors import QcError, SettingsError
+from qcnode.errors import (
+    BudgetExceededError,
+    LedgerCorruptError,
+    LedgerUnavailableError,
+    QcError,
+    SealError,
+    SettingsError,
+    UnpricedError,
+)
 from qcnode.health import HealthBoard
 from qcnode.ids import IdMaker
+from qcnode.lines.fallback import FallbackChannel
 from qcnode.lines.http import HttpChannel
 from qcnode.lines.mqtt import Broker, MqttChannel
 from qcnode.lines.topics import NodeTopics
@@ -59,31 +75,45 @@ from qcnode.station import Station
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
+    from datetime import date
 
     from pydantic import SecretStr
 
+    from qcnode.books.budgets import Budget
     from qcnode.lines.virtual import PartSource
     from qcnode.manifest import ModelManifest
-    from qcnode.ports import Camera, Channel
+    from qcnode.money import CostCentre, WorstCase
+    from qcnode.ports import Camera, Channel, Ledger
     from qcnode.settings import Settings
 
 log = structlog.get_logger()
 
-PICO_PER_MICRO = 1_000_000
 MICRO = 1_000_000
 PICTURES_MAX = 5_000
 REVIEW_SPARE_S = 5.0
 NOTICE_S = 0.2
+PROOF_REST_S = 0.01
+"""Between pages of 100 entries, which keep the line's thread waiting for some 3 ms."""
 STUCK_S = 5.0
 STATION_STOP_S = 1.5
 AGENT_STOP_S = 2.0
 OUTBOX_STOP_S = 0.5
 JOURNAL_STOP_S = 1.0
+IDLE_ASKS_S = 300.0
+BORROWER_ASKS_S = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WORLD = "world.log"
 """The virtual line's own record, which the node never reads."""
 SCRIPTED = "scripted"
 """What the scripted provider is called in settings and price book."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """A ledger that was put away, and what brings the rest of it to the billing server."""
+
+    ledger: ArchivedLedger
+    outbox: Outbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +132,7 @@ class Node:
     agent: Agent | None
     channel: Channel | None
     outbox: Outbox | None
+    archives: tuple[Archive, ...]
     panel: uvicorn.Config
     socket: socket.socket
     started: asyncio.Event = field(default_factory=asyncio.Event)
@@ -130,9 +161,11 @@ class Node:
                     tasks.create_task(self.desk.run()),
                     tasks.create_task(feed_watchdog(supervisor, alive=self._alive)),
                     tasks.create_task(self._notice_failure()),
+                    tasks.create_task(self._prove_ledger()),
                 ]
                 if self.outbox is not None:
                     services.append(tasks.create_task(self.outbox.run()))
+                services += [tasks.create_task(archive.outbox.run()) for archive in self.archives]
                 tasks.create_task(server.serve(sockets=[self.socket]))
                 log.info("node running", panel=self.url, model=self.manifest.version)
                 supervisor.ready(f"judging parts, panel at {self.url}")
@@ -158,6 +191,8 @@ class Node:
             await self.channel.close()
         await asyncio.to_thread(self.journal.close, JOURNAL_STOP_S)
         await asyncio.to_thread(self.ledger.close)
+        for archive in self.archives:
+            await asyncio.to_thread(archive.ledger.close)
         self.socket.close()
 
     def _alive(self) -> bool:
@@ -169,6 +204,12 @@ class Node:
             if self.station.failure is not None:
                 raise self.station.failure
             await asyncio.sleep(NOTICE_S)
+
+    async def _prove_ledger(self) -> None:
+        """Count the ledger from its first entry, when opening did not; the board is told."""
+        if self.ledger.taken_on_trust:
+            with contextlib.suppress(LedgerCorruptError, LedgerUnavailableError):
+                await asyncio.to_thread(self.ledger.prove, rest_s=PROOF_REST_S)
 
     async def _drain(self) -> None:
         self.station.stop()
@@ -240,13 +281,30 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             health=health,
         )
         undo.callback(journal.close)
+        key = _node_key(settings)
         ledger = SqliteLedger(
-            home / "ledger.db", now_us=_now_us, new_epoch=_new_epoch, budgets=_budgets(settings)
+            home / "ledger.db",
+            now_us=_now_us,
+            new_epoch=_new_epoch,
+            budgets=settings.budgets(),
+            key=key,
+            identify=FileId.of,
+            ballast_bytes=BALLAST_BYTES,
+            health=health,
         )
         undo.callback(ledger.close)
-        health.report("ledger", ok=True, words=f"{ledger.totals().entries} entries, chain verified")
+        known = "chain verified" if not ledger.taken_on_trust else "proof under way"
+        health.report("ledger", ok=True, words=f"{ledger.totals().entries} entries, {known}")
         agent = _build_agent(settings, ledger=ledger, health=health, new_id=new_id)
-        channel = channel or _build_channel(settings)
+        _warn_of_budgets(settings, agent)
+        purse = Purse(
+            ledger=ledger,
+            centre=settings.centre(),
+            health=health,
+            now=now,
+            price_age=_price_age(settings),
+        )
+        channel = channel or _build_channel(settings, health=health, new_id=new_id)
         camera, parts = CAMERAS[settings.camera.kind](settings, new_id)
         undo.callback(camera.close)
         line = VirtualLine(
@@ -281,19 +339,23 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             line=line,
             reviewer=agent,
             ledger=ledger,
+            purse=purse,
             rules=DeskRules(
+                limits=model.limits,
+                centre=settings.centre(),
                 level=settings.agent.level,
                 workers=settings.agent.workers,
                 waiting_max=settings.agent.waiting_max,
                 ruling_timeout=timedelta(seconds=settings.agent.ruling_timeout_s),
                 on_timeout=settings.agent.on_timeout,
             ),
-            health=health,
             now=now,
             new_id=new_id,
         )
         outbox = None
+        archives: tuple[Archive, ...] = ()
         if channel is not None:
+            server_key = ServerKey(home / "billing.pub", given=_server_key(settings))
             outbox = Outbox(
                 ledger,
                 channel,
@@ -302,12 +364,23 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
                 health=health,
                 now=now,
                 jitter=_jitter,
+                inbox=Inbox(ledger),
+                node_key=key.public,
+                server_key=server_key,
+                on_fork=ledger.forked,
+                ask_every_s=_ask_every_s(settings),
             )
+            archives = _open_archives(
+                settings, key=key, server_key=server_key, channel=channel, health=health
+            )
+            for archive in archives:
+                undo.callback(archive.ledger.close)
         panel = create_panel(
             station_live=station.live,
             journal=journal,
             desk=desk,
             ledger=ledger,
+            outlooks=purse.outlooks,
             health=health,
             about=_about(settings, model),
             hosts=settings.panel.public_hosts,
@@ -327,6 +400,7 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             agent=agent,
             channel=channel,
             outbox=outbox,
+            archives=archives,
             panel=serve_config(panel, settings.panel.host, settings.panel.port),
             socket=panel_socket,
         )
@@ -372,20 +446,16 @@ def _source(settings: Settings, wanted: str) -> str:
     return settings.camera.source
 
 
-def _build_channel(settings: Settings) -> Channel | None:
+def _build_channel(
+    settings: Settings, *, health: HealthBoard, new_id: Callable[[], str]
+) -> Channel | None:
     metering, known = settings.metering, settings.secrets
     if metering.channel == "none":
         return None
     if metering.channel == "http":
-        return HttpChannel(
-            httpx2.AsyncClient(trust_env=False),
-            metering.url,
-            token=_reveal(known.billing_token),
-            read_receipt=batch.decode_receipt,
-            timeout_s=metering.receipt_timeout_s,
-        )
+        return _http_channel(settings, metering.url, key="metering.url")
     node, mqtt = settings.node, settings.mqtt
-    return MqttChannel(
+    over_mqtt = MqttChannel(
         Broker(
             host=mqtt.host,
             port=mqtt.port,
@@ -399,26 +469,113 @@ def _build_channel(settings: Settings) -> Channel | None:
             prefix=mqtt.prefix, site=node.site, area=node.area, line=node.line, node=node.name
         ),
         read_receipt=batch.decode_receipt,
+        new_id=new_id,
         timeout_s=metering.receipt_timeout_s,
+    )
+    if metering.fallback_url is None:
+        return over_mqtt
+    return FallbackChannel(
+        over_mqtt,
+        _http_channel(settings, metering.fallback_url, key="metering.fallback_url"),
+        health=health,
+        monotonic_s=time.monotonic,
+        patience_s=metering.fallback_after_s,
     )
 
 
+def _http_channel(settings: Settings, url: str, *, key: str) -> HttpChannel:
+    return HttpChannel(
+        httpx2.AsyncClient(trust_env=False),
+        url,
+        token=_reveal(settings.secrets.billing_token),
+        read_receipt=batch.decode_receipt,
+        timeout_s=settings.metering.receipt_timeout_s,
+        key=key,
+    )
+
+
+def _open_archives(
+    settings: Settings,
+    *,
+    key: SigningKey,
+    server_key: ServerKey,
+    channel: Channel,
+    health: HealthBoard,
+) -> tuple[Archive, ...]:
+    """Open the ledgers put away in the home; one that cannot be read is said and left."""
+    archives: list[Archive] = []
+    for path in archived_ledgers(settings.node.home):
+        component = f"billing of {path.name}"
+        try:
+            ledger = ArchivedLedger(path, now_us=_now_us, key=key)
+        except QcError as error:
+            health.report(component, ok=False, words=str(error))
+            continue
+        outbox = Outbox(
+            ledger,
+            channel,
+            tenant=settings.node.tenant,
+            node=settings.node.name,
+            health=health,
+            now=_now,
+            jitter=_jitter,
+            node_key=key.public,
+            server_key=server_key,
+            component=component,
+        )
+        archives.append(Archive(ledger=ledger, outbox=outbox))
+    return tuple(archives)
+
+
+def _node_key(settings: Settings) -> SigningKey:
+    name = f"{settings.node.tenant}/{settings.node.name}"
+    given = _reveal(settings.secrets.node_key)
+    if given is None:
+        return SigningKey.open(settings.node.home / "node.key", name=name)
+    return SigningKey.read(given.encode(), name=name, source="QCNODE_NODE_KEY (or its _FILE)")
+
+
+def _ask_every_s(settings: Settings) -> float:
+    """Return after how long an idle node asks the billing server: sooner when it borrows."""
+    borrows = any(budget.shared for budget in settings.budgets())
+    return BORROWER_ASKS_S if borrows else IDLE_ASKS_S
+
+
+def _server_key(settings: Settings) -> PublicKey | None:
+    text = settings.metering.server_key
+    if text is None:
+        return None
+    try:
+        return PublicKey.parse(text)
+    except SealError as error:
+        raise SettingsError(f"metering.server_key: {error}") from error
+
+
+def worst_request(settings: Settings) -> WorstCase | None:
+    """Return the most that one request may need; None when none is made, or it has no price."""
+    agent = _build_agent(
+        settings,
+        # Nothing is asked, so there is nothing to put on record.
+        ledger=cast("Ledger", None),
+        health=HealthBoard(_now),
+        new_id=_new_epoch,
+    )
+    return None if agent is None else agent.worst()
+
+
 def _build_agent(
-    settings: Settings, *, ledger: SqliteLedger, health: HealthBoard, new_id: Callable[[], str]
+    settings: Settings, *, ledger: Ledger, health: HealthBoard, new_id: Callable[[], str]
 ) -> Agent | None:
     if not settings.agent.enabled:
         return None
     provider = settings.provider
     check_provider(settings)
-    prices = PriceBook.load(*([] if provider.prices is None else [provider.prices]))
+    prices = _prices(settings)
+    meter = Meter(
+        ledger=ledger, prices=prices, health=health, now=_now, answer_timeout_s=provider.timeout_s
+    )
     transport = MeteringTransport(
-        httpx2.AsyncHTTPTransport(retries=0),
-        ledger=ledger,
-        prices=prices,
-        health=health,
-        now=_now,
-        monotonic_s=time.monotonic,
-        answer_timeout_s=provider.timeout_s,
+        httpx2.AsyncHTTPTransport(retries=0), meter=meter, monotonic_s=time.monotonic
     )
     return Agent(
         provider=OpenAIChatProvider(
@@ -430,26 +587,23 @@ def _build_agent(
             timeout_s=provider.timeout_s,
             output_tokens_max=provider.output_tokens_max,
         ),
+        meter=meter,
         product=settings.agent.product,
         defect_classes=settings.agent.defect_classes,
         image_side_max_px=provider.image_side_max_px,
         attempts_max=settings.agent.attempts_max,
         review_timeout_s=(provider.timeout_s + REVIEW_SPARE_S) * settings.agent.attempts_max,
-        prices=prices,
         health=health,
         new_id=new_id,
-        now=_now,
         monotonic_s=time.monotonic,
+        centre=settings.centre(),
+        level=settings.agent.level.value,
     )
 
 
 def _about(settings: Settings, model: OnnxModel) -> About:
-    provider, budget = settings.provider, settings.budget
+    provider = settings.provider
     asking = settings.agent.enabled
-    limit = "no limit"
-    if budget.per_day_micro is not None:
-        whole, part = divmod(budget.per_day_micro, MICRO)
-        limit = f"{whole}.{part:06d}".rstrip("0").rstrip(".") + " a day"
     return About(
         site=settings.node.site,
         line=settings.node.line,
@@ -461,8 +615,6 @@ def _about(settings: Settings, model: OnnxModel) -> About:
         provider=provider.name if asking else None,
         provider_model=provider.model if asking else None,
         scripted=asking and provider.name == SCRIPTED,
-        currency=budget.currency,
-        budget=limit,
         started_at=_now(),
         on_timeout=settings.agent.on_timeout.value,
     )
@@ -477,17 +629,51 @@ def _promises(manifest: ModelManifest) -> Iterator[str]:
             yield f"{promise.guarantee} (n = {promise.n})"
 
 
-def _budgets(settings: Settings) -> tuple[Budget, ...]:
-    budget = settings.budget
-    if budget.per_day_micro is None:
-        return ()
-    return (
-        Budget(
-            name="day",
-            currency=budget.currency,
-            limit=budget.per_day_micro * PICO_PER_MICRO,
-        ),
+def _price_age(settings: Settings) -> PriceAge | None:
+    """Return how old the prices in force may be; those of the script never grow old."""
+    provider, metering = settings.provider, settings.metering
+    if not settings.agent.enabled or provider.name == SCRIPTED:
+        return None
+    prices = _prices(settings)
+    return PriceAge(
+        checked_on=lambda: checked_on(prices, provider.name, provider.model, _now()),
+        days_max=metering.prices_age_max_days,
+        capped=metering.stale_prices == "calls",
     )
+
+
+def checked_on(prices: PriceBook, provider: str, model: str, at: datetime) -> date | None:
+    """Return when the oldest of the prices in force was last checked; None without a price."""
+    try:
+        return min(row.checked_at for row in prices.rows_in_force(provider, model, at))
+    except UnpricedError:
+        return None
+
+
+def _prices(settings: Settings) -> PriceBook:
+    return open_book(settings.provider.prices, settings.provider.prices_key)
+
+
+def _warn_of_budgets(settings: Settings, agent: Agent | None) -> None:
+    worst = None if agent is None else agent.worst()
+    if worst is None:
+        return
+    for budget in settings.budgets():
+        if words := allows_nothing(budget, settings.centre(), worst):
+            log.warning("this budget allows no question at all", budget=budget.name, why=words)
+
+
+def allows_nothing(budget: Budget, centre: CostCentre, worst: WorstCase) -> str | None:
+    """Say why a budget lets not even the first request of a window pass; None if it does."""
+    if not budget.covers(centre):
+        return None
+    try:
+        amount = budget.amount(worst.hold, worst.usage)
+    except BudgetExceededError as error:
+        return str(error)
+    if amount <= budget.limit:
+        return None
+    return f"one request may need {budget.words(amount)}, and it has {budget.words(budget.limit)}"
 
 
 def check_provider(settings: Settings) -> None:

@@ -144,6 +144,14 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorstCase:
+    """The most that one request can use, and the most that can cost."""
+
+    usage: TokenUsage
+    hold: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CostCentre:
     """On whose account something is spent; what is not told apart is empty.
 
@@ -232,11 +240,15 @@ class NotBilled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Indeterminate:
-    """An attempt of which nobody here knows whether it was billed; held at its worst case."""
+    """An attempt of which nobody here knows whether it was billed; held at its worst case.
+
+    `request_id` is what the provider called it, when so much of an answer came.
+    """
 
     attempt_id: str
     reason: str
     hold: Cost
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,16 +283,19 @@ class Adjusted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a part proved to be, later, by an operator, rework or a customer; it moves no money."""
+    """What a part proved to be, later, by an operator, rework or a customer; it moves no money.
+
+    Of several about one escalation the last counts.
+    """
 
     escalation_id: str
     centre: CostCentre
     ruled: str
-    """GOOD or DEFECTIVE, as it was ruled when it counted."""
+    """GOOD, DEFECTIVE or UNSURE: what the agent said, or where none was asked, who ruled on it."""
     truth: str
     """GOOD or DEFECTIVE."""
     node_alone: str
-    """What would have become of the part with nobody asked: ACCEPT, REJECT or DIVERT."""
+    """What a node with nobody to ask would have done: ACCEPT, REJECT, or DIVERT if in the dark."""
     source: str
 
 
@@ -376,7 +391,8 @@ class Receipt:
     it stored and moves no money by until a person has looked. `note` is the server's
     signed checkpoint at `acked_seq`, the node's proof of delivery. A fork or a refused
     batch is named in `problem`. `resolutions` and `leases` are facts for the node to put
-    on its own record.
+    on its own record, with `seal` the server's signature under them. `server_key` is the
+    public key to both, for a node that has none.
     """
 
     epoch: str
@@ -389,3 +405,5 @@ class Receipt:
     note: str | None = None
     resolutions: tuple[Reconciled | WrittenOff | Adjusted, ...] = ()
     leases: tuple[Leased, ...] = ()
+    seal: str | None = None
+    server_key: str | None = None

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
+    from datetime import datetime
 
     from qcnode.domain import (
         Action,
+        Allowance,
         Disposition,
         Escalation,
         Evidence,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
         Prediction,
         Trigger,
     )
-    from qcnode.money import LedgerEntry, LedgerFact, LedgerTotals, Receipt
+    from qcnode.money import LedgerEntry, LedgerFact, LedgerTotals, Receipt, WorstCase
 
 
 class Camera(Protocol):
@@ -104,14 +106,21 @@ class Ledger(Protocol):
     def totals(self) -> LedgerTotals:
         """Return the sums over all entries."""
 
-    def budget_left_pico(self) -> int | None:
-        """Return what may still be reserved in the running window; None is no limit."""
-
     def receipt_seq(self) -> int:
         """Return how far the billing server has confirmed this epoch."""
 
     def confirm(self, receipt: Receipt) -> None:
         """Note a receipt; one that contradicts the chain raises `LedgerCorruptError`."""
+
+
+class Purse(Protocol):
+    """What may be spent on questions; the ledger has the last word on each."""
+
+    def arrived(self, at: datetime) -> None:
+        """Note one more part that somebody has to rule on."""
+
+    def look(self, worst: WorstCase | None) -> Allowance:
+        """Say what may be asked, when a request may need so much; None has no price."""
 
 
 class Channel(Protocol):
@@ -144,8 +153,8 @@ class Reviewer(Protocol):
     def reachable(self) -> bool:
         """Say whether asking makes sense just now; False after repeated failures, for a while."""
 
-    def cost_pico_max(self) -> int | None:
-        """Return the worst case of one review; None when it has no price and is never asked."""
+    def worst(self) -> WorstCase | None:
+        """Return the worst case of one request; None has no price and is never asked."""
 
     async def close(self) -> None:
         """Let go of connections; closing twice is harmless."""

@@ -12,20 +12,34 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from qcnode.books.budgets import Budget, Unit, Window, zone_of
 from qcnode.domain import Action, AgentLevel, Disposition
 from qcnode.errors import SettingsError
+from qcnode.money import CostCentre
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+PICO_PER_MICRO = 1_000_000
+NO_LIMIT = 2**63 - 1
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Account = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class _Section(BaseModel):
@@ -41,6 +55,14 @@ class NodeSettings(_Section):
     area: Name = "area"
     line: Name = "line1"
     home: Path = Field(default=Path("qcnode-home"), strict=False)
+    timezone: str = "UTC"
+    """Where days, weeks and months of the budgets begin at midnight."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_one(cls, value: str) -> str:
+        zone_of(value)
+        return value
 
 
 class PanelSettings(_Section):
@@ -112,25 +134,95 @@ class ProviderSettings(_Section):
     base_url: str = "http://127.0.0.1:8090/v1"
     model: str = "scripted-provider"
     prices: Path | None = Field(default=None, strict=False)
-    """Price file; without it the books shipped with the package are searched."""
+    """Price file, or the name of a book that ships; without it the scripted provider's."""
+    prices_key: str | None = None
+    """The public key that must have signed the price file; without it any is taken."""
     timeout_s: Positive = 10.0
     output_tokens_max: Count = 300
     image_side_max_px: Annotated[int, Field(ge=64, le=4096)] = 448
 
 
-class BudgetSettings(_Section):
-    """The most that may be spent a day (UTC), in millionths of the currency."""
+class CostCentreSettings(_Section):
+    """On whose account this node spends; with node.line it goes on record with each request."""
 
-    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
-    per_day_micro: Annotated[int, Field(ge=0)] | None = None
+    department: Account = ""
+    application: Account = ""
+    function: Account = ""
+    product: Account = ""
+    agent: Account = ""
+
+
+class ScopeSettings(CostCentreSettings):
+    """Whose spending a budget counts; what is left out is anybody's."""
+
+    line: Account = ""
+
+
+class BudgetSettings(_Section):
+    """The most that may be spent in one window, in node.timezone.
+
+    Money is given in millionths of the currency, tokens and calls in whole numbers. The
+    limit of a shared budget is the billing server's to lend, and its own, if given, is
+    the most that may be taken of it.
+    """
+
+    name: Name
+    unit: Unit = "money"
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] | None = None
+    limit_micro: Annotated[int, Field(ge=0, le=NO_LIMIT // PICO_PER_MICRO)] | None = None
+    limit: Annotated[int, Field(ge=0, le=NO_LIMIT)] | None = None
+    window: Window = "day"
+    scope: ScopeSettings = ScopeSettings()
+    shared: bool = False
+
+    @model_validator(mode="after")
+    def _says_how_much(self) -> BudgetSettings:
+        if self.unit == "money":
+            if self.currency is None:
+                raise ValueError('a budget of money needs a currency, as in currency = "USD"')
+            if self.limit is not None:
+                raise ValueError("money is limited by limit_micro, in millionths of the currency")
+        elif self.currency is not None or self.limit_micro is not None:
+            raise ValueError(f"a budget of {self.unit} has no currency, and limit in whole numbers")
+        if self.limit_micro is None and self.limit is None and not self.shared:
+            name = "limit_micro" if self.unit == "money" else "limit"
+            raise ValueError(f"{name} is missing: a budget that is not shared says how much")
+        return self
+
+    def budget(self, zone: str) -> Budget:
+        """Return it as the books know it."""
+        limit = NO_LIMIT if self.limit is None else self.limit
+        if self.limit_micro is not None:
+            limit = self.limit_micro * PICO_PER_MICRO
+        return Budget(
+            name=self.name,
+            limit=limit,
+            unit=self.unit,
+            currency=self.currency,
+            window=self.window,
+            zone=zone,
+            scope=CostCentre(**self.scope.model_dump()),
+            shared=self.shared,
+        )
 
 
 class MeteringSettings(_Section):
-    """How ledger entries reach the billing server."""
+    """How ledger entries reach the billing server, and how old prices may be.
+
+    Older than `prices_age_max_days` since somebody checked them, prices are stale: then
+    nothing is asked ("deny"), or only as much as a budget of calls allows ("calls").
+    """
 
     channel: Literal["none", "http", "mqtt"] = "none"
     url: str = "http://127.0.0.1:8081"
+    fallback_url: str | None = None
+    """Where batches go over HTTP while the broker brings no receipts; without it they wait."""
+    fallback_after_s: Positive = 30.0
     receipt_timeout_s: Positive = 10.0
+    server_key: str | None = None
+    """The billing server's public key; with it, receipts count only with its signature."""
+    prices_age_max_days: Count = 100
+    stale_prices: Literal["deny", "calls"] = "deny"
 
 
 class MqttSettings(_Section):
@@ -148,6 +240,8 @@ class MqttSettings(_Section):
 class Secrets(_Section):
     """What must not stand in the file; shown nowhere."""
 
+    node_key: SecretStr | None = None
+    """What the node signs with, as PEM; without it `node.key` in its home, made there."""
     provider_api_key: SecretStr | None = None
     billing_token: SecretStr | None = None
     panel_token: SecretStr | None = None
@@ -164,10 +258,45 @@ class Settings(_Section):
     model: ModelSettings = ModelSettings()
     agent: AgentSettings = AgentSettings()
     provider: ProviderSettings = ProviderSettings()
-    budget: BudgetSettings = BudgetSettings()
+    cost_centre: CostCentreSettings = CostCentreSettings()
+    budget: Annotated[tuple[BudgetSettings, ...], Field(strict=False)] = ()
     metering: MeteringSettings = MeteringSettings()
     mqtt: MqttSettings = MqttSettings()
     secrets: Secrets = Secrets()
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _are_several(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            raise ValueError(  # noqa: TRY004  # pydantic takes no other kind for a wrong value
+                "budgets are written as [[budget]], each with a name, a limit and a window"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        names = [budget.name for budget in self.budget]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ValueError(
+                    f"budget.{number}.name = {name!r}: there is one of this name already"
+                )
+        if self.metering.stale_prices == "calls" and not any(
+            budget.unit == "calls" and budget.covers(self.centre()) for budget in self.budgets()
+        ):
+            raise ValueError(
+                'metering.stale_prices = "calls" needs a [[budget]] with unit = "calls" that'
+                " counts what this node spends"
+            )
+        return self
+
+    def centre(self) -> CostCentre:
+        """Return on whose account this node spends."""
+        return CostCentre(line=self.node.line, **self.cost_centre.model_dump())
+
+    def budgets(self) -> tuple[Budget, ...]:
+        """Return the budgets as the books know them."""
+        return tuple(budget.budget(self.node.timezone) for budget in self.budget)
 
 
 _PROVIDER_VARIABLES = {
@@ -257,19 +386,27 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
 
 def _first_problem(path: Path, text: str, error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    place = tuple(str(step) for step in problem["loc"])
+    words = problem["msg"].removeprefix("Value error, ")
+    # What is wrong between sections begins with the key to look at.
+    first, _, rest = words.partition(" ")
+    place = tuple(str(step) for step in problem["loc"]) or tuple(first.split("."))
     line = _line_of(text, place)
     where = f"{path}, line {line}" if line else f"{path} (or a QCNODE_ variable)"
-    key = ".".join(place)
+    key = ".".join(step for step in place if not step.isdecimal())
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key {key}{_did_you_mean(place)}"
-    return f"{where}: {key} = {problem['input']!r}: {problem['msg']}"
+    if not problem["loc"]:
+        return f"{where}: {key} {rest}"
+    if not isinstance(problem["input"], str | int | float | bool):  # A whole table.
+        return f"{where}: {key}: {words}"
+    return f"{where}: {key} = {problem['input']!r}: {words}"
 
 
 def _did_you_mean(place: tuple[str, ...]) -> str:
     known: Any = Settings
     for step in place[:-1]:
-        known = known.model_fields[step].annotation
+        # A table of which there are several is known by its number.
+        known = get_args(known)[0] if step.isdecimal() else known.model_fields[step].annotation
     close = difflib.get_close_matches(place[-1], list(known.model_fields), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known.model_fields)}"
 
@@ -287,9 +424,15 @@ def _lines_of_keys(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
     # tomllib tells no positions. Tables and bare keys, which is how this file is
     # written, are found by their lines; anything fancier falls back to its table.
     table: tuple[str, ...] = ()
+    several: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[\s*([\w.\-]+)\s*\]", line):
-            table = tuple(header[1].split("."))
+        if header := re.match(r"\s*\[\[\s*([\w\-]+)\s*\]\]", line):
+            several[header[1]] = several.get(header[1], -1) + 1
+            table = (header[1], str(several[header[1]]))
+            yield table, number
+        elif header := re.match(r"\s*\[\s*([\w.\-]+)\s*\]", line):
+            first, *rest = header[1].split(".")
+            table = (first, *([str(several[first])] if first in several else []), *rest)
             yield table, number
         elif key := re.match(r"\s*([\w.\-]+)\s*=", line):
             yield (*table, *key[1].split(".")), number

@@ -2,8 +2,7 @@
 
 import pytest
 
-from qcbridge.billing.store import BillingStore
-from tests.bridge.ledgers import NOW
+from tests.bridge.books import Books
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
@@ -15,18 +14,16 @@ def database_url(request, tmp_path):
 
 
 @pytest.fixture
-def store(database_url):
-    """A billing store with its schema, on each kind of database."""
-    opened = BillingStore(database_url, now=lambda: NOW)
-    opened.migrate()
+def books(database_url):
+    """Billing books with their schema, on each kind of database."""
+    opened = Books(database_url).open()
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def sqlite_store(tmp_path):
-    """A billing store where the kind of database makes no difference."""
-    opened = BillingStore(f"sqlite:///{tmp_path}/billing.db", now=lambda: NOW)
-    opened.migrate()
+def sqlite_books(tmp_path):
+    """Billing books where the kind of database makes no difference."""
+    opened = Books(f"sqlite:///{tmp_path}/billing.db").open()
     yield opened
     opened.close()

@@ -2,6 +2,7 @@ import asyncio
 import itertools
 import json
 from collections import Counter
+from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,9 +14,11 @@ import pytest
 from pydantic import SecretStr
 
 from qcbridge.agent import FAILURES_MAX, PAUSE_S, Agent
+from qcbridge.meter import Meter
 from qcbridge.prices import PriceBook
 from qcbridge.providers.base import Completion, worst_usage
 from qcbridge.providers.openai_chat import OpenAIChatProvider
+from qcbridge.providers.usage import OPENAI_CHAT
 from qcbridge.transport import MeteringTransport
 from qcnode.books.ledger import Budget, SqliteLedger
 from qcnode.domain import Escalation, Finding
@@ -25,7 +28,6 @@ from qcnode.errors import (
     ProviderUnavailableError,
 )
 from qcnode.health import HealthBoard
-from qcnode.money import TokenUsage
 from qcnode.picture import encode_png
 from tests.scripted import KEY, scripted_provider
 
@@ -72,6 +74,7 @@ class ListProvider:
 
     name = "scripted"
     model = "scripted-provider"
+    shape = OPENAI_CHAT
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -93,34 +96,50 @@ class ListProvider:
             raise given
         return Completion(text=given, usage=None)
 
-    def usage_from(self, raw):
-        return TokenUsage.divide(input_tokens=raw["prompt_tokens"], output_tokens=1, image=0)
-
     async def close(self):
         pass
 
 
-def make_agent(provider, *, clock=None, prices=None, **changes):
+class Notebook:
+    """A ledger that takes everything down, at once."""
+
+    def __init__(self):
+        self.facts = []
+
+    def submit(self, fact):
+        self.facts.append(fact)
+        done = Future()
+        done.set_result(None)
+        return done
+
+
+def make_agent(provider, *, clock=None, meter=None, **changes):
     ids = itertools.count(1)
     health = HealthBoard(lambda: NOW)
     agent = Agent(
         **{
             "provider": provider,
+            "meter": meter or make_meter(Notebook(), HealthBoard(lambda: NOW)),
             "product": "a cap",
             "defect_classes": ("scratch", "dent"),
             "image_side_max_px": 448,
             "attempts_max": 2,
             "review_timeout_s": 30.0,
-            "prices": PriceBook.load() if prices is None else prices,
             "health": health,
             "new_id": lambda: f"a-{next(ids)}",
-            "now": lambda: NOW,
             "monotonic_s": clock or Clock(),
             "retry_pause_s": 0.0,
         }
         | changes
     )
     return agent, health
+
+
+def make_meter(ledger, health, **changes):
+    return Meter(
+        **{"ledger": ledger, "prices": PriceBook.load(), "health": health, "now": lambda: NOW}
+        | changes
+    )
 
 
 def down():
@@ -188,7 +207,7 @@ async def test_each_attempt_reserves_at_least_the_bytes_and_the_picture_it_sends
 
     ((prompt, metered),) = provider.asked
     sent = prompt.system + prompt.user + json.dumps(prompt.schema)
-    assert metered.worst.input_tokens >= len(sent.encode()) + metered.worst.image_tokens
+    assert metered.worst.input_tokens >= len(sent.encode()) + metered.worst.image
     assert metered.image_sha256 is not None
 
 
@@ -283,12 +302,14 @@ async def test_a_provider_still_away_is_left_alone_again_after_one_attempt():
     assert not agent.reachable()
 
 
-def test_a_review_costs_at_most_all_its_attempts_at_their_worst():
-    one, _ = make_agent(ListProvider(), attempts_max=1)
-    three, _ = make_agent(ListProvider(), attempts_max=3)
+def test_the_worst_case_of_an_attempt_is_told_with_its_cost():
+    agent, _ = make_agent(ListProvider())
 
-    assert one.cost_pico_max() > 0
-    assert three.cost_pico_max() == 3 * one.cost_pico_max()
+    worst = agent.worst()
+
+    assert worst.usage.image == 256
+    assert worst.usage.output == 300
+    assert worst.hold.pico == worst.usage.input_tokens * 300_000 + 300 * 1_200_000
 
 
 async def test_no_attempt_reserves_more_than_the_worst_case_told_before():
@@ -301,7 +322,7 @@ async def test_no_attempt_reserves_more_than_the_worst_case_told_before():
     ((_, metered),) = provider.asked
     attempt = metered.attempt
     hold = PriceBook.load().worst_case(metered.worst, attempt.provider, attempt.model, NOW)
-    assert 0 < hold.pico <= agent.cost_pico_max()
+    assert 0 < hold.pico <= agent.worst().hold.pico
 
 
 def test_a_model_without_a_price_has_no_cost_and_not_a_cost_of_nothing():
@@ -309,7 +330,7 @@ def test_a_model_without_a_price_has_no_cost_and_not_a_cost_of_nothing():
     provider.model = "a-model-nobody-priced"
     agent, _ = make_agent(provider)
 
-    assert agent.cost_pico_max() is None
+    assert agent.worst() is None
 
 
 # -- the whole way: agent, client, transport, ledger, and a server that speaks HTTP --------
@@ -334,14 +355,9 @@ async def bridge(tmp_path, *, budget=None, answer_timeout_s=10.0, agent=None, **
             budgets=() if budget is None else (budget,),
         )
         stack.callback(ledger.close)
+        meter = make_meter(ledger, HealthBoard(lambda: NOW), answer_timeout_s=answer_timeout_s)
         transport = MeteringTransport(
-            httpx2.AsyncHTTPTransport(),
-            ledger=ledger,
-            prices=PriceBook.load(),
-            health=HealthBoard(lambda: NOW),
-            now=lambda: NOW,
-            monotonic_s=lambda: 0.0,
-            answer_timeout_s=answer_timeout_s,
+            httpx2.AsyncHTTPTransport(), meter=meter, monotonic_s=lambda: 0.0
         )
         client = OpenAIChatProvider(
             name="scripted",
@@ -352,7 +368,7 @@ async def bridge(tmp_path, *, budget=None, answer_timeout_s=10.0, agent=None, **
             timeout_s=answer_timeout_s,
             output_tokens_max=300,
         )
-        made, health = make_agent(client, **(agent or {}))
+        made, health = make_agent(client, meter=meter, **(agent or {}))
         stack.push_async_callback(made.close)
         yield Bridge(made, ledger, scripted, health)
 
@@ -413,8 +429,8 @@ async def test_a_wrong_key_is_said_so_and_costs_nothing(tmp_path):
 
 async def test_asking_again_ends_where_the_budget_ends(tmp_path):
     # Enough for one attempt at its worst, held for good by a reset, and not for another.
-    cost_pico_max = make_agent(ListProvider(), attempts_max=1)[0].cost_pico_max()
-    budget = Budget(name="day", currency="USD", limit=cost_pico_max)
+    worst = make_agent(ListProvider())[0].worst()
+    budget = Budget(name="day", currency="USD", limit=worst.hold.pico)
     async with bridge(tmp_path, budget=budget, reset_rate=1.0, agent={"attempts_max": 5}) as way:
         with pytest.raises(BudgetExceededError):
             await ask(way.agent)

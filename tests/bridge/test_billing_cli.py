@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import httpx2
 import pytest
+import structlog
 
 from qcnode.books.batch import decode_receipt
 from qcnode.books.ledger import SqliteLedger
+from qcnode.books.seals import PublicKey
 from qcnode.cli.app import main
 from tests.bridge.ledgers import (
     AT_US,
@@ -21,6 +23,7 @@ from tests.bridge.ledgers import (
     batch_of,
     indeterminate,
     intent,
+    key_of,
     raw_batch,
     settled,
     write,
@@ -28,6 +31,10 @@ from tests.bridge.ledgers import (
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if "QCNODE" not in name}
 EVENT = {"content-type": "application/cloudevents+json"}
+NODE_ADD = ("node", "add", "--tenant", "acme", "--node", "node-1")
+NODE_REVOKE = ("node", "revoke", "--tenant", "acme", "--node", "node-1")
+BUDGET = ("budget", "add", "b", "--tenant", "t", "--limit", "1")
+RELEASE = ("quarantine", "release", "--tenant", "acme", "--node", "node-1", "--epoch", "epoch-1")
 ANYWHERE = "0.0.0.0"  # noqa: S104  # the case under test
 PATIENCE_S = 120
 
@@ -40,8 +47,11 @@ def billing(monkeypatch, capsys):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["qcnode", "billing", *map(str, words)])
+        capsys.readouterr()
+        logs = structlog.get_config()
         with pytest.raises(SystemExit) as ended:
             main()
+        structlog.configure(**logs)
         printed = capsys.readouterr()
         return SimpleNamespace(
             returncode=ended.value.code or 0, stdout=printed.out, stderr=printed.err
@@ -63,7 +73,9 @@ def serving(*words, **environment):
     )
     try:
         line = process.stdout.readline()
-        assert line.startswith("billing listens at "), line + process.stderr.read()
+        if not line.startswith("billing listens at "):
+            process.kill()
+            pytest.fail(line + process.communicate(timeout=PATIENCE_S)[1])
         yield process, line.split()[3].rstrip("/")
     finally:
         if process.poll() is None:
@@ -72,20 +84,30 @@ def serving(*words, **environment):
 
 
 @pytest.fixture
-def url(sqlite_store, tmp_path):
+def url(sqlite_books, tmp_path):
     facts = [intent("a1"), settled("a1"), intent("a2"), indeterminate("a2")]
-    sqlite_store.ingest(batch_of(write(facts)))
+    sqlite_books.ingest(batch_of(write(facts)))
     return f"sqlite:///{tmp_path}/billing.db"
 
 
-def test_a_served_batch_is_on_the_bill_and_a_term_signal_ends_it_cleanly(billing, database_url):
+def test_a_served_batch_is_on_the_bill_and_a_term_signal_ends_it_cleanly(
+    billing, database_url, tmp_path
+):
     entries = write([intent(), settled()])
-    with serving(QCNODE_BILLING_URL=database_url) as (process, address):
+    registers = {"QCNODE_BILLING_URL": database_url}
+    added = billing(*NODE_ADD, "--key", str(key_of().public), **registers)
+    assert added.returncode == 0, added.stderr
+    key_file = str(tmp_path / "billing.key")
+    with serving(QCNODE_BILLING_KEY_FILE=key_file, **registers) as (process, address):
         answer = httpx2.post(f"{address}/v1/batches", content=raw_batch(entries), headers=EVENT)
         assert decode_receipt(answer.content).acked_seq == 2
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=PATIENCE_S)
-        assert (process.returncode, errors) == (0, "")
+        said, errors = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, said, errors) == (0, "", "")
+    printed = billing("key", "--key-file", key_file, QCNODE_BILLING_URL=database_url)
+    receipt = decode_receipt(answer.content)
+    assert PublicKey.parse(printed.stdout).check(receipt.note).size == 2
+    assert receipt.server_key == printed.stdout.strip()
 
     printed = billing("invoice", "--period", "2026-11", "--json", QCNODE_BILLING_URL=database_url)
     assert printed.returncode == 0, printed.stderr
@@ -95,7 +117,7 @@ def test_a_served_batch_is_on_the_bill_and_a_term_signal_ends_it_cleanly(billing
 def test_entries_with_a_receipt_survive_a_kill(billing, tmp_path):
     url = f"sqlite:///{tmp_path}/billing.db"
     entries = write([intent(), settled()])
-    with serving("--url", url) as (process, address):
+    with serving("--enrol-first", "--url", url) as (process, address):
         httpx2.post(f"{address}/v1/batches", content=raw_batch(entries), headers=EVENT)
         process.kill()
         process.wait(10)
@@ -148,10 +170,10 @@ def test_an_invoice_is_a_readable_table(billing, url):
     lines = printed.stdout.splitlines()
     assert lines[2].split()[:3] == ["node", "provider", "model"]
     assert lines[3].split()[:3] == ["node-1", "scripted", "vlm-1"]
-    assert lines[3].split()[3:5] == ["[1]", "[2]"]
+    assert lines[3].split()[4] == "[1]"
     assert "Total: 0.000001 CNY (scripted provider: nobody is charged)" in lines
-    assert any(line.startswith("Held, not billed: 1 attempt of") for line in lines)
-    assert lines[-2:] == ["[1] in", "[2] out"]
+    assert any(line.startswith("Held, not billed: 1 attempt ") for line in lines)
+    assert lines[-1] == "[1] in + out"
 
 
 def test_no_paper_reads_as_a_bill_where_the_provider_is_scripted(billing, url):
@@ -175,7 +197,7 @@ def test_a_nodes_ledger_is_no_billing_database(billing, tmp_path):
 
 
 def test_an_invoice_is_recomputed_with_a_price_book(billing, url, repository):
-    book = repository / "cloud_bridge" / "qcbridge" / "prices"
+    book = repository / "cloud_bridge" / "qcbridge" / "prices" / "scripted.toml"
     printed = billing("invoice", "--url", url, "--period", "2026-11", "--prices", book)
     assert printed.returncode == 0, printed.stderr
     assert "Entries that differ from the price book: 1" in printed.stdout
@@ -209,3 +231,81 @@ def test_wrong_use_is_one_line_and_exit_code_2(billing, url, words, says):
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "word@" not in done.stderr
+
+
+def test_nodes_are_registered_listed_and_revoked(billing, url, tmp_path):
+    key_file = tmp_path / "node.pub"
+    key_file.write_text(f"{key_of(generation=2).public}\n")
+    at = {"QCNODE_BILLING_URL": url}
+
+    added = billing(*NODE_ADD, "--key", key_file, "--by", "jo", **at)
+    assert added.stdout == f"acme/node-1 signs with key {key_of(generation=2).public.id.hex()}\n"
+    listed = json.loads(billing("node", "list", "--json", **at).stdout)
+    assert [row["added_by"] for row in listed] == ["enrol-first", "jo"]
+    gone = billing(*NODE_REVOKE, "--key-id", listed[0]["id"], **at)
+    assert gone.stdout == "1 of the keys of acme/node-1 no longer count\n"
+    assert billing("node", "list", **at).stdout.splitlines()[1].split()[4] != "-"
+    assert "enrol-first" in billing("audit", **at).stdout
+
+
+def test_a_token_is_printed_once_and_listed_without_it(billing, url):
+    at = {"QCNODE_BILLING_URL": url}
+    made = billing("token", "add", "panel", "--scope", "read", "--tenant", "acme", **at)
+    token = made.stdout.strip()
+    assert token.startswith("qcb_")
+    listed = billing("token", "list", **at).stdout
+    assert token not in listed
+    assert listed.splitlines()[1].split()[:3] == ["panel", "read", "acme"]
+    assert billing("token", "revoke", "panel", **at).returncode == 0
+    assert json.loads(billing("token", "list", "--json", **at).stdout)[0]["revoked"]
+
+
+def test_quarantined_entries_are_listed_and_released_by_hand(billing, sqlite_books, tmp_path):
+    at = {"QCNODE_BILLING_URL": f"sqlite:///{tmp_path}/billing.db"}
+    sqlite_books.ingest(batch_of(write([intent("a1"), settled("ghost")])))
+    [row] = json.loads(billing("quarantine", "list", "--json", **at).stdout)
+    assert (row["node"], row["seq"], row["kind"]) == ("node-1", 2, "settled")
+    assert "is not open" in billing("quarantine", "list", **at).stdout
+    refused = billing(*RELEASE, "--seq", "2", **at)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "still makes no sense" in refused.stderr
+
+
+def test_a_shared_budget_is_set_in_the_units_people_use(billing, url):
+    at = {"QCNODE_BILLING_URL": url}
+    words = ("--tenant", "acme", "--limit", "250.5", "--currency", "CNY", "--zone", "Asia/Shanghai")
+    done = billing("budget", "add", "press", *words, "--scope", "department=press", **at)
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads(billing("budget", "list", "--json", **at).stdout)
+    assert (row["limit"], row["used"]) == (250_500_000_000_000, 0)
+    assert row["left"] == row["limit"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((*NODE_ADD, "--key", "/none/key"), "cannot be read"),
+        ((*NODE_ADD, "--key", "acme/node-1+00000000+AAAA"), "of a kind not known"),
+        ((*NODE_ADD, "--key", str(key_of(node="other").public)), "the key of acme/other"),
+        ((*NODE_ADD, "--key", str(key_of().public), "--valid-from", "soon"), "is no instant"),
+        ((*NODE_ADD, "--key", str(key_of().public), "--valid-from", "2026-12-01"), "no zone"),
+        (("token", "add", "x", "--scope", "everything"), "no scope is called 'everything'"),
+        (("token", "revoke", "none"), "no token 'none' in force"),
+        (("budget", "add", "b", "--tenant", "t", "--limit", "-1"), "--limit '-1'"),
+        (("budget", "add", "b", "--tenant", "t", "--limit", "1e-13"), "--limit '1e-13'"),
+        (BUDGET, "money has a currency"),
+        ((*BUDGET, "--unit", "eggs"), "choose of"),
+        (
+            (*BUDGET, "--unit", "calls", "--scope", "house=1"),
+            "fields are line",
+        ),
+        (("key",), "no key at"),
+        (("key", "--url", "postgresql+psycopg://host/db"), "name a file for this server's"),
+        (("serve", "--enrol-first", "--host", ANYWHERE), "believes every stranger"),
+    ],
+)
+def test_wrong_use_of_access_is_one_line_and_exit_code_2(billing, url, words, says):
+    done = billing(*words, QCNODE_BILLING_URL=url)
+    assert done.returncode == 2, done.stdout
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,5 +1,6 @@
 """Batches over a real broker, with a sender that asks until it has its receipt."""
 
+import json
 import queue
 import threading
 from contextlib import contextmanager
@@ -10,11 +11,25 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from qcbridge.billing.consumer import Broker, MqttConsumer, broker_at
+from qcbridge.billing.engine import StoreUnavailableError
 from qcbridge.billing.intake import Intake
-from qcbridge.billing.store import BillingStore, StoreUnavailableError
+from qcbridge.billing.keys import Trust
+from qcbridge.billing.offers import read_offer
+from qcbridge.billing.store import BillingStore
 from qcnode.books.batch import decode_receipt
 from qcnode.errors import BillingError
-from tests.bridge.ledgers import NOW, attempts, batch_of, intent, raw_batch, settled, write
+from qcnode.money import Cost
+from tests.bridge.books import Books
+from tests.bridge.ledgers import (
+    COST,
+    attempts,
+    batch_of,
+    intent,
+    key_of,
+    raw_batch,
+    settled,
+    write,
+)
 
 NODE = "qc/v1/plant/hall/line-1/node-1"
 PATIENCE_S = 30
@@ -72,9 +87,11 @@ class Sender:
 
 
 @contextmanager
-def consuming(store, mosquitto, **options):
+def consuming(books, mosquitto, **options):
     consumer = MqttConsumer(
-        Broker(host="127.0.0.1", port=mosquitto.port, reconnect_max_s=1), Intake(store), **options
+        Broker(host="127.0.0.1", port=mosquitto.port, reconnect_max_s=1),
+        Intake(books.store),
+        **options,
     )
     consumer.start()
     try:
@@ -93,25 +110,25 @@ def sender(mosquitto):
 
 @pytest.mark.mosquitto
 def test_a_published_batch_is_stored_and_its_receipt_comes_to_the_response_topic(
-    sqlite_store, mosquitto, sender
+    sqlite_books, mosquitto, sender
 ):
     entries = write([intent(), settled()])
-    with consuming(sqlite_store, mosquitto):
+    with consuming(sqlite_books, mosquitto):
         sender.publish(raw_batch(entries), correlation=b"epoch-1.1-2", response=f"{NODE}/meter/r")
         topic, correlation, receipt = sender.receipt()
 
     assert topic == f"{NODE}/meter/r"
     assert correlation == b"epoch-1.1-2"
     assert (receipt.acked_seq, receipt.head_hash) == (2, entries[-1].hash.hex())
-    assert sqlite_store.totals("acme").entries == 2
+    assert sqlite_books.reports.totals("acme").entries == 2
 
 
 @pytest.mark.mosquitto
 @pytest.mark.parametrize(
     "response", [None, "qc/v1/plant/hall/line-1/node-2/cmd/stop", f"{NODE}x/r"]
 )
-def test_a_receipt_goes_to_the_nodes_own_topics_only(sqlite_store, mosquitto, sender, response):
-    with consuming(sqlite_store, mosquitto):
+def test_a_receipt_goes_to_the_nodes_own_topics_only(sqlite_books, mosquitto, sender, response):
+    with consuming(sqlite_books, mosquitto):
         sender.publish(raw_batch(write([intent()])), response=response)
         topic, correlation, receipt = sender.receipt()
     assert (topic, correlation, receipt.acked_seq) == (f"{NODE}/meter/ack", b"c", 1)
@@ -119,9 +136,9 @@ def test_a_receipt_goes_to_the_nodes_own_topics_only(sqlite_store, mosquitto, se
 
 @pytest.mark.mosquitto
 def test_a_poisoned_message_is_kept_as_evidence_and_the_queue_goes_on(
-    sqlite_store, mosquitto, sender
+    sqlite_books, mosquitto, sender
 ):
-    with consuming(sqlite_store, mosquitto) as consumer:
+    with consuming(sqlite_books, mosquitto) as consumer:
         sender.publish(b"\xff not a batch", correlation=None)
         sender.publish(b"{}", correlation=b"bad")
         sender.publish(raw_batch(write([intent()])), correlation=b"good")
@@ -131,46 +148,95 @@ def test_a_poisoned_message_is_kept_as_evidence_and_the_queue_goes_on(
     assert [correlation for _, correlation, _ in answers] == [b"bad", b"good"]
     assert "not a ledger batch" in answers[0][2].problem
     assert (answers[1][2].acked_seq, answers[1][2].problem) == (1, None)
-    assert len(sqlite_store.refusals(None, limit=10)) == 2
+    assert len(sqlite_books.reports.refusals(None, limit=10)) == 2
 
 
 @pytest.mark.mosquitto
-def test_a_node_cannot_write_in_another_ones_name(sqlite_store, mosquitto, sender):
-    with consuming(sqlite_store, mosquitto):
+def test_a_node_cannot_write_in_another_ones_name(sqlite_books, mosquitto, sender):
+    with consuming(sqlite_books, mosquitto):
         sender.publish(raw_batch(write([intent()]), node="node-2"))
         _, _, receipt = sender.receipt()
     assert "in the name of node 'node-2'" in receipt.problem
-    assert sqlite_store.tenants() == ()
+    assert sqlite_books.reports.tenants() == ()
+
+
+def _forgeries(raw):
+    """What somebody can make of a batch that passed, who holds any key but the node's."""
+    event = json.loads(raw)
+    entries = event["data"]["entries"]
+    forger = key_of(generation=666)
+    dearer = write([intent(), settled(cost=Cost(currency="CNY", pico=10**12, rows=("x",)))])
+    further = write([intent("extra"), settled("extra")], after=write([intent(), settled()]))
+    yield raw_batch(dearer, key=forger)
+    yield raw_batch(further[2:], key=forger)
+    yield raw_batch(write([intent(), settled()], epoch="made-up"), key=forger)
+    # The node's own signature, under something else.
+    note, prev_hash = event["data"]["checkpoint"], entries[-1]["hash"]
+    changed = [{"seq": e.seq, "body": e.body.decode(), "hash": e.hash.hex()} for e in further[2:]]
+    yield _event(event, entries=changed, prev_hash=prev_hash, checkpoint=note)
+    yield _event(event, entries=entries[:1])
+    yield _event(event, entries=entries[1:], prev_hash="00" * 32)
+    yield _event(event, epoch="epoch-2")
+    yield _event(event, checkpoint=None)
+    lower = entries[1] | {"body": entries[1]["body"].replace("1234567", "0")}
+    yield _event(event, entries=[entries[0], lower])
+
+
+def _event(event, **changes):
+    return json.dumps(event | {"data": event["data"] | changes}).encode()
+
+
+@pytest.mark.mosquitto
+def test_who_owns_the_broker_cannot_forge_usage(tmp_path, mosquitto, sender):
+    books = Books(f"sqlite:///{tmp_path}/b.db", trust=Trust.REGISTERED).open()
+    books.nodes.add("acme", "node-1", key_of().public, by="jo")
+    honest = raw_batch(write([intent(), settled()]))
+    forgeries = list(_forgeries(honest))
+    with consuming(books, mosquitto):
+        for number, raw in enumerate([*forgeries, honest, *forgeries, honest]):
+            sender.publish(raw, correlation=str(number).encode())
+        answers = [sender.receipt()[2] for _ in range(2 * len(forgeries) + 2)]
+
+    assert [receipt.problem is None for receipt in answers] == (
+        [False] * len(forgeries) + [True] + [False] * len(forgeries) + [True]
+    )
+    assert books.ingest(read_offer(honest)).acked_seq == 2
+    totals = books.reports.totals("acme")
+    assert (totals.entries, totals.cost_pico) == (2, {"CNY": COST.pico})
+    assert [head.epoch for head in totals.ledgers] == ["epoch-1"]
+    refused = books.reports.refusals("acme", limit=50)
+    assert {refusal.kind for refusal in refused} == {"unsigned", "broken"}
+    books.close()
 
 
 @pytest.mark.mosquitto
 def test_what_was_published_while_the_server_was_away_is_taken_when_it_is_back(
-    sqlite_store, mosquitto, sender
+    sqlite_books, mosquitto, sender
 ):
-    with consuming(sqlite_store, mosquitto):
+    with consuming(sqlite_books, mosquitto):
         pass
     sender.publish(raw_batch(write([intent()])))
-    with consuming(sqlite_store, mosquitto):
+    with consuming(sqlite_books, mosquitto):
         assert sender.receipt()[2].acked_seq == 1
 
 
 @pytest.mark.mosquitto
-def test_a_broker_killed_in_the_middle_loses_nothing_in_effect(sqlite_store, mosquitto, sender):
+def test_a_broker_killed_in_the_middle_loses_nothing_in_effect(sqlite_books, mosquitto, sender):
     entries = write(attempts(60))
-    with consuming(sqlite_store, mosquitto):
+    with consuming(sqlite_books, mosquitto):
         sending = threading.Thread(target=sender.send_until_receipt, args=(entries,))
         sending.start()
         for _ in range(2):
-            seen = sqlite_store.totals("acme").entries
-            while sqlite_store.totals("acme").entries == seen and sending.is_alive():
+            seen = sqlite_books.reports.totals("acme").entries
+            while sqlite_books.reports.totals("acme").entries == seen and sending.is_alive():
                 sending.join(0.01)
             mosquitto.kill()
             mosquitto.start()
         sending.join(4 * PATIENCE_S)
         assert not sending.is_alive()
 
-    straight = sqlite_store.ingest(batch_of(entries, tenant="straight"))
-    totals, expected = sqlite_store.totals("acme"), sqlite_store.totals("straight")
+    straight = sqlite_books.ingest(batch_of(entries, tenant="straight"))
+    totals, expected = sqlite_books.reports.totals("acme"), sqlite_books.reports.totals("straight")
     assert totals.ledgers[0].head_hash == straight.head_hash
     assert totals.cost_pico == expected.cost_pico
     assert totals.held_pico == expected.held_pico
@@ -183,56 +249,55 @@ class AwayStore(BillingStore):
     plugged = False
     asked = 0
 
-    def take(self, batch):
+    def take(self, offer):
         self.asked += 1
         if not self.plugged:
             raise StoreUnavailableError("the billing database does not answer: test")
-        return super().take(batch)
+        return super().take(offer)
 
 
 @pytest.mark.mosquitto
 def test_a_database_that_is_away_keeps_messages_waiting_and_unacknowledged(
     tmp_path, mosquitto, sender
 ):
-    store = AwayStore(f"sqlite:///{tmp_path}/away.db", now=lambda: NOW)
-    store.migrate()
-    with consuming(store, mosquitto):
+    books = Books(f"sqlite:///{tmp_path}/away.db", store=AwayStore).open()
+    store = books.store
+    with consuming(books, mosquitto):
         sender.publish(raw_batch(write([intent()])))
         with pytest.raises(queue.Empty):
             sender.receipt(timeout_s=0.5)
     store.plugged = True
-    with consuming(store, mosquitto):  # Not acknowledged, so the broker has it still.
+    with consuming(books, mosquitto):  # Not acknowledged, so the broker has it still.
         assert sender.receipt()[2].acked_seq == 1
     assert store.asked >= 2
-    store.close()
+    books.close()
 
 
 class BrokenStore(BillingStore):
     """A store with a defect nobody foresaw."""
 
-    def take(self, _batch):
+    def take(self, _offer):
         raise ZeroDivisionError
 
 
 @pytest.mark.mosquitto
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_defect_is_told_and_does_not_look_like_health(tmp_path, mosquitto, sender):
-    store = BrokenStore(f"sqlite:///{tmp_path}/broken.db", now=lambda: NOW)
-    store.migrate()
+    books = Books(f"sqlite:///{tmp_path}/broken.db", store=BrokenStore).open()
     died = threading.Event()
-    with consuming(store, mosquitto, on_death=died.set) as consumer:
+    with consuming(books, mosquitto, on_death=died.set) as consumer:
         sender.publish(raw_batch(write([intent()])))
         assert died.wait(PATIENCE_S)
         consumer._worker.join(PATIENCE_S)
         assert not consumer.alive
-    store.close()
+    books.close()
 
 
 @pytest.mark.mosquitto
-def test_a_broker_that_comes_up_later_is_found(sqlite_store, mosquitto):
+def test_a_broker_that_comes_up_later_is_found(sqlite_books, mosquitto):
     mosquitto.kill()
     consumer = MqttConsumer(
-        Broker(host="127.0.0.1", port=mosquitto.port, reconnect_max_s=1), Intake(sqlite_store)
+        Broker(host="127.0.0.1", port=mosquitto.port, reconnect_max_s=1), Intake(sqlite_books.store)
     )
     consumer.start()
     assert not consumer.wait_subscribed(0)

@@ -14,11 +14,13 @@ import pytest
 from qcbridge.evidence import show
 from qcbridge.prompts import build_prompt, parse_ruling
 from qcbridge.providers.scripted import MODEL, ScriptedSettings, World
+from qcbridge.providers.usage import openai_usage
 from qcnode.cameras.studio import DefectKind
 from qcnode.cameras.virtual import RenderedParts
 from qcnode.domain import Escalation, Finding
 from qcnode.errors import SettingsError
 from qcnode.lines.virtual import Belt, VirtualLine
+from qcnode.money import TokenUsage
 from qcnode.picture import encode_png
 from tests.scripted import KEY, scripted_provider
 
@@ -114,11 +116,19 @@ def test_its_usage_adds_up_and_the_second_question_finds_its_opening_cached(tmp_
     with scripted_provider(tmp_path) as provider:
         first, second = (ask(provider, "P-1").json()["usage"] for _ in range(2))
 
-    assert first["prompt_tokens_details"] == {"cached_tokens": 0, "image_tokens": 15 * 11}
-    assert second["prompt_tokens_details"]["cached_tokens"] > 0
-    assert second["prompt_tokens_details"]["cached_tokens"] < second["prompt_tokens"]
+    assert first["prompt_tokens_details"]["image_tokens"] == 15 * 11
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    cached = second["prompt_tokens_details"]["cached_tokens"]
+    assert 0 < cached < second["prompt_tokens_details"]["text_tokens"]
     for usage in (first, second):
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    text = second["prompt_tokens_details"]["text_tokens"]
+    assert openai_usage(second) == TokenUsage(
+        text=text - cached,
+        image=15 * 11,
+        cache_read=cached,
+        output=second["completion_tokens"],
+    )
 
 
 def test_it_is_named_on_every_answer_and_page(tmp_path):

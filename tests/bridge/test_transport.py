@@ -15,7 +15,8 @@ import httpx2
 import pytest
 
 from qcbridge import transport as metering
-from qcbridge.prices import PriceBook
+from qcbridge.meter import Meter
+from qcbridge.providers.usage import OPENAI_CHAT
 from qcbridge.transport import Metered, MeteringTransport
 from qcnode.books import chain
 from qcnode.books.ledger import Budget, SqliteLedger
@@ -28,6 +29,7 @@ from qcnode.errors import (
 )
 from qcnode.health import HealthBoard
 from qcnode.money import Attempt, Indeterminate, Intent, NotBilled, Settled, TokenUsage
+from tests.bridge.priced import book
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -36,17 +38,12 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NOW_US = int(NOW.timestamp() * 1_000_000)
 WORST = TokenUsage.divide(input_tokens=2_000, output_tokens=300, image=800)
 HOLD = 2_000 * 350_000 + 300 * 1_200_000
-USAGE = {"prompt_tokens": 1_000, "completion_tokens": 100}
+USAGE = {
+    "prompt_tokens": 1_000,
+    "completion_tokens": 100,
+    "prompt_tokens_details": {"text_tokens": 1_000},
+}
 COST = 1_000 * 300_000 + 100 * 1_200_000
-
-
-def usage_from(raw) -> TokenUsage:
-    return TokenUsage.divide(
-        input_tokens=raw["prompt_tokens"],
-        output_tokens=raw["completion_tokens"],
-        cache_read=raw.get("cached", 0),
-        image=0,
-    )
 
 
 def metered(attempt_id: str = "a1", model: str = "scripted-provider", **changes) -> Metered:
@@ -56,7 +53,7 @@ def metered(attempt_id: str = "a1", model: str = "scripted-provider", **changes)
         ),
         "worst": WORST,
         "image_sha256": "1" * 64,
-        "usage_from": usage_from,
+        "shape": OPENAI_CHAT,
     }
     return Metered(**values | changes)
 
@@ -170,14 +167,15 @@ async def ask(provider, ledger, health):
 
     async def post(carried: Metered | None = None, *, port: int | None = None, **how):
         timeout = how.pop("timeout", 5.0)
-        transport = MeteringTransport(
-            httpx2.AsyncHTTPTransport(),
+        meter = Meter(
             ledger=how.pop("ledger", ledger),
-            prices=PriceBook.load(),
+            prices=book(),
             health=health,
             now=lambda: NOW,
-            monotonic_s=lambda: 0.0,
             **how,
+        )
+        transport = MeteringTransport(
+            httpx2.AsyncHTTPTransport(), meter=meter, monotonic_s=lambda: 0.0
         )
         client = httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
         clients.append(client)
@@ -301,7 +299,7 @@ UNBELIEVABLE = {
     "absurd": http(200, answer(usage={"prompt_tokens": 10**9, "completion_tokens": 1})),
     "nothing at all": http(200, answer(usage={"prompt_tokens": 0, "completion_tokens": 0})),
     "more cached than sent": http(
-        200, answer(usage={"prompt_tokens": 5, "completion_tokens": 1, "cached": 6})
+        200, answer(usage={"prompt_tokens": 5, "completion_tokens": 1, "cached_tokens": 6})
     ),
     "half a surrogate": http(200, b'{"usage": {"prompt_tokens": 5, "x": "\\ud800"}}'),
     "a usage block without end": http(200, answer(usage=USAGE | {"x": "y" * 10_000})),
@@ -323,9 +321,9 @@ async def test_an_answer_without_a_believable_count_is_held_and_handed_on(
 
 
 async def test_used_tokens_that_have_no_price_are_unpriced_and_not_free(ask, provider, ledger):
-    overlapping = TokenUsage.divide(input_tokens=10, output_tokens=1, cache_read=9, image=9)
-    provider.says(http(200, answer()))
-    await ask(metered(usage_from=lambda _raw: overlapping))
+    untold = {"prompt_tokens": 10, "completion_tokens": 1}  # of text or of the picture?
+    provider.says(http(200, answer(usage=untold)))
+    await ask(metered())
     assert facts(ledger)[1].cost is None
     assert ledger.totals().unpriced == 1
 
@@ -486,14 +484,8 @@ async def test_an_answer_whose_outcome_is_not_recorded_is_handed_on_and_recorded
 ):
     provider.says(http(200, answer()))
     forgetful = ForgetfulLedger(ledger)
-    transport = MeteringTransport(
-        httpx2.AsyncHTTPTransport(),
-        ledger=forgetful,
-        prices=PriceBook.load(),
-        health=health,
-        now=lambda: NOW,
-        monotonic_s=lambda: 0.0,
-    )
+    meter = Meter(ledger=forgetful, prices=book(), health=health, now=lambda: NOW)
+    transport = MeteringTransport(httpx2.AsyncHTTPTransport(), meter=meter, monotonic_s=lambda: 0.0)
     async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
 
         async def post(attempt_id: str) -> httpx2.Response:

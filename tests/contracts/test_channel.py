@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from paho.mqtt.properties import Properties
 
 from qcnode.books import chain
 from qcnode.books.batch import decode_receipt, encode_batch, encode_receipt
+from qcnode.books.outbox import WINDOW
 from qcnode.errors import LineUnavailableError, SettingsError
 from qcnode.lines.http import HttpChannel
 from qcnode.lines.mqtt import Broker, MqttChannel
@@ -24,12 +26,16 @@ from qcnode.money import NotBilled
 from tests.bridge.fakes_billing import FakeBilling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from tests.services import Mosquitto
 
 TOPICS = NodeTopics(site="s", area="a", line="l", node="n1")
 TOKEN = "a-token"
+
+
+def new_id() -> str:
+    return secrets.token_hex(8)
 
 
 def batches(count: int) -> list[bytes]:
@@ -99,6 +105,8 @@ class MqttSide:
         self.raw: bytes | None = None
         self.silent = False
         self.stale_first = False
+        self.answers = 1
+        self.held: list[Callable[[], None]] | None = None
         self.heard = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._client = Client(
@@ -129,6 +137,7 @@ class MqttSide:
             ),
             TOPICS,
             read_receipt=decode_receipt,
+            new_id=new_id,
             timeout_s=timeout_s,
         )
 
@@ -147,18 +156,29 @@ class MqttSide:
         if self.stale_first:
             about.CorrelationData = b"another batch"
             client.publish(message.properties.ResponseTopic, b"{}", qos=1, properties=about)
+        about = Properties(PacketTypes.PUBLISH)
         about.CorrelationData = message.properties.CorrelationData
-        client.publish(message.properties.ResponseTopic, answer, qos=1, properties=about)
+
+        def publish() -> None:
+            for _ in range(self.answers):
+                client.publish(message.properties.ResponseTopic, answer, qos=1, properties=about)
+
+        if self.held is None:
+            publish()
+        else:
+            self.held.append(publish)
+            self._loop.call_soon_threadsafe(self.heard.set)
 
 
 @pytest.fixture
 def broker(make_mosquitto) -> Mosquitto:
     """A broker where each user may do what its part needs, and a stranger nothing."""
     return make_mosquitto(
-        users=dict.fromkeys(("n1", "billing", "stranger"), "secret"),
+        users=dict.fromkeys(("n1", "billing", "reader", "stranger"), "secret"),
         acl=(
             "user n1\n"
             f"topic write {TOPICS.usage}\ntopic read {TOPICS.ack}\n"
+            f"user reader\ntopic read {TOPICS.ack}\n"
             "user billing\n"
             f"topic read {TOPICS.usage}\ntopic write {TOPICS.ack}\n"
         ),
@@ -207,12 +227,20 @@ async def test_the_same_batch_may_go_again_and_gets_the_same_receipt(side):
     assert side.billing.seqs == [1, 2]
 
 
+async def test_a_window_of_batches_may_be_under_way_and_each_gets_its_own_receipt(side):
+    several = batches(WINDOW)
+    async with closing(side.channel()) as channel:
+        receipts = await asyncio.gather(*(channel.send(batch) for batch in several))
+    assert side.billing.seqs == list(range(1, 2 * WINDOW + 1))
+    assert max(receipt.acked_seq for receipt in receipts) == 2 * WINDOW
+
+
 async def test_a_refusal_is_a_receipt_with_a_problem(side):
     (batch,) = batches(1)
     side.billing.refuses_from = 2
     async with closing(side.channel()) as channel:
         receipt = await channel.send(batch)
-    assert (receipt.acked_seq, receipt.problem) == (1, "entry 2 is quarantined")
+    assert (receipt.acked_seq, receipt.problem) == (1, "entry 2 is refused")
 
 
 async def test_no_receipt_in_time_is_no_delivery(side):
@@ -317,6 +345,81 @@ async def test_mqtt_a_receipt_for_another_batch_is_not_taken_for_ours(mqtt):
 
 
 @pytest.mark.mosquitto
+async def test_mqtt_receipts_may_come_late_in_any_order_and_twice(mqtt):
+    several = batches(WINDOW)
+    mqtt.answers, mqtt.held = 2, []
+    async with closing(mqtt.channel()) as channel:
+        sending = [asyncio.create_task(channel.send(batch)) for batch in several]
+        async with asyncio.timeout(10):
+            while len(mqtt.held) < WINDOW:
+                mqtt.heard.clear()
+                await mqtt.heard.wait()
+        assert not any(task.done() for task in sending)
+        for publish in reversed(mqtt.held):
+            publish()
+        receipts = await asyncio.gather(*sending)
+    assert [receipt.acked_seq for receipt in receipts] == list(range(2, 2 * WINDOW + 1, 2))
+
+
+@pytest.mark.mosquitto
+async def test_mqtt_the_late_receipt_of_an_earlier_try_does_not_answer_a_later_one(mqtt):
+    """What the server said before it may have forgotten says nothing of what it has now."""
+    first, second = batches(2)
+    mqtt.held = []
+    async with closing(mqtt.channel(timeout_s=0.5)) as channel:
+        with pytest.raises(LineUnavailableError, match="took the batch and no receipt"):
+            await channel.send(first)
+        late, mqtt.held = mqtt.held, None
+        mqtt.silent = True
+        again = asyncio.create_task(channel.send(first))
+        for publish in late:
+            publish()
+        with pytest.raises(LineUnavailableError, match="no receipt"):
+            await again
+        mqtt.silent = False
+        assert (await channel.send(second)).acked_seq == 4
+
+
+@pytest.mark.mosquitto
+async def test_mqtt_an_acknowledgement_of_the_broker_is_no_receipt(mqtt):
+    (batch,) = batches(1)
+    mqtt.go_silent()
+    async with closing(mqtt.channel(timeout_s=0.5)) as channel:
+        with pytest.raises(LineUnavailableError, match="took the batch and no receipt came"):
+            await channel.send(batch)
+    assert mqtt.billing.seqs == [1, 2]  # The node cannot know, and so sends it again.
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize(
+    ("user", "reason", "words"),
+    [("n1", 16, "nobody at broker"), ("reader", 135, "Not authorized")],
+)
+async def test_mqtt_5_reasons_16_and_135_are_no_delivery(broker, user, reason, words):
+    """MQTT 3.1.1 hides both behind success; Mosquitto tells them to MQTT 5."""
+    (batch,) = batches(1)
+    heard = []
+    channel = MqttChannel(
+        Broker(host="127.0.0.1", port=broker.port, username=user, password="secret"),
+        TOPICS,
+        read_receipt=decode_receipt,
+        new_id=new_id,
+    )
+    async with closing(channel):
+        link = await channel._linked()
+        hear = link._client.on_publish
+
+        def note(client, userdata, mid, code, properties):
+            heard.append(code.value)
+            hear(client, userdata, mid, code, properties)
+
+        link._client.on_publish = note
+        with pytest.raises(LineUnavailableError, match=words):
+            await channel.send(batch)
+    assert heard == [reason]
+
+
+@pytest.mark.mosquitto
 async def test_mqtt_a_wrong_password_is_said(mqtt):
     (batch,) = batches(1)
     async with closing(mqtt.channel(password="wrong")) as channel:
@@ -336,6 +439,7 @@ async def test_mqtt_a_node_that_may_not_speak_here_is_told(mqtt):
         ),
         TOPICS,
         read_receipt=decode_receipt,
+        new_id=new_id,
         timeout_s=5.0,
     )
     async with closing(channel):
@@ -400,6 +504,7 @@ async def test_mqtt_a_server_that_accepts_and_says_nothing_does_not_hold_us(free
         Broker(host="127.0.0.1", port=port),
         TOPICS,
         read_receipt=decode_receipt,
+        new_id=new_id,
         timeout_s=0.3,
     )
     async with closing(channel):
@@ -413,7 +518,10 @@ async def test_mqtt_a_server_that_accepts_and_says_nothing_does_not_hold_us(free
 async def test_mqtt_says_when_there_is_no_broker(free_port):
     (batch,) = batches(1)
     channel = MqttChannel(
-        Broker(host="127.0.0.1", port=free_port()), TOPICS, read_receipt=decode_receipt
+        Broker(host="127.0.0.1", port=free_port()),
+        TOPICS,
+        read_receipt=decode_receipt,
+        new_id=new_id,
     )
     async with closing(channel):
         with pytest.raises(LineUnavailableError, match=r"mqtt\.host"):
@@ -428,6 +536,7 @@ def test_mqtt_refuses_certificates_that_cannot_be_used(tmp_path):
             Broker(host="h", port=8883, ca_file=broken),
             TOPICS,
             read_receipt=decode_receipt,
+            new_id=new_id,
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from qcbridge.agent import Agent
+from qcbridge.meter import Meter
 from qcbridge.prices import PriceBook
 from qcbridge.providers.openai_chat import OpenAIChatProvider
 from qcbridge.transport import MeteringTransport
@@ -53,16 +54,14 @@ def make_escalation(part_id):
 def make_agent(provider, ledger):
     ids = itertools.count(1)
     health = HealthBoard(lambda: NOW)
-    prices = PriceBook.load()
-    transport = MeteringTransport(
-        httpx2.AsyncHTTPTransport(),
+    meter = Meter(
         ledger=ledger,
-        prices=prices,
+        prices=PriceBook.load(),
         health=health,
         now=lambda: NOW,
-        monotonic_s=lambda: 0.0,
         answer_timeout_s=10.0,
     )
+    transport = MeteringTransport(httpx2.AsyncHTTPTransport(), meter=meter, monotonic_s=lambda: 0.0)
     client = OpenAIChatProvider(
         name="scripted",
         model="scripted-provider",
@@ -74,15 +73,14 @@ def make_agent(provider, ledger):
     )
     return Agent(
         provider=client,
+        meter=meter,
         product="a cap",
         defect_classes=("dent",),
         image_side_max_px=448,
         attempts_max=2,
         review_timeout_s=30.0,
-        prices=prices,
         health=health,
         new_id=lambda: f"a-{next(ids)}",
-        now=lambda: NOW,
         monotonic_s=lambda: 0.0,
         retry_pause_s=0.0,
     )
@@ -163,8 +161,8 @@ async def test_nobody_there_is_unavailable(make_reviewer, tmp_path, ledger):
 async def test_it_can_be_asked_for_its_worst_case_and_closed_twice(make_reviewer, tmp_path, ledger):
     with scripted_provider(tmp_path) as provider:
         reviewer = make_reviewer(provider, ledger)
-        cost_pico_max = reviewer.cost_pico_max()
-        assert cost_pico_max is None or cost_pico_max > 0
+        worst = reviewer.worst()
+        assert worst is None or worst.hold.pico > 0
         assert reviewer.reachable()
         await reviewer.close()
         await reviewer.close()

@@ -105,7 +105,7 @@ class Site:
             pause.wait(1)
         logs = [
             f"== {name}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
-            for name in (*CONTAINERS, "first")
+            for name in (*CONTAINERS, "first", "enrol")
             if (done := self.run("podman", "logs", f"qcnode_{name}_1", check=False))
         ]
         pytest.fail("\n".join([f"waited in vain until {words}", *logs]))
@@ -216,17 +216,48 @@ def test_node_and_billing_answer_where_they_are_published(running):
     )
 
 
+def billing(running, *words):
+    """Ask the books themselves; None while they cannot answer."""
+    done = running.inside("billing", "qcnode", "billing", *words, "--json", check=False)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
 def test_what_the_node_spends_reaches_the_database_through_the_broker(running):
     def billed():
-        done = running.inside("billing", "qcnode", "billing", "totals", "--json", check=False)
-        return done.returncode == 0 and json.loads(done.stdout)["settled"] > 0
+        totals = billing(running, "totals")
+        return totals is not None and totals["settled"] > 0
 
     running.wait("an attempt is billed", billed)
 
+    [token] = billing(running, "token", "list")
+    assert token["used"] is None  # The broker carried it.
+    public = running.inside("billing", "qcnode", "billing", "key").stdout.strip()
     verified = running.inside(
-        "node", "qcnode", "ledger", "verify", "--home", "/var/lib/qcnode/home"
+        *["node", "qcnode", "ledger", "verify", "--home", "/var/lib/qcnode/home"],
+        *["--server-key", public],
     )
     assert "entries verified" in verified.stdout
+    assert "signed by the node up to" in verified.stdout
+    assert "signed by the billing server up to" in verified.stdout
+
+
+def test_without_the_broker_the_bill_goes_on_over_http_with_the_nodes_own_token(running):
+    running.run("podman", "stop", "--time", "10", "qcnode_mosquitto_1")
+    try:
+        running.wait(
+            "a batch came with the token of the node",
+            lambda: [one["used"] for one in billing(running, "token", "list")] != [None],
+        )
+    finally:
+        running.run("podman", "start", "qcnode_mosquitto_1")
+
+
+def test_enrolling_the_node_again_changes_nothing(running):
+    before = billing(running, "audit")
+
+    running.run("podman", "start", "--attach", "qcnode_enrol_1")
+
+    assert billing(running, "audit") == before
 
 
 @pytest.mark.parametrize("service", CONTAINERS)

@@ -34,7 +34,7 @@ def make_corner(tmp_path, doubtful_model, free_port, monkeypatch):
 def make_serviced_corner(make_corner, mosquitto, postgres):
     """Make a corner whose entries go through a broker into a PostgreSQL database."""
 
-    def make_serviced_corner():
-        return make_corner(broker_port=mosquitto.port, billing_url=postgres())
+    def make_serviced_corner(**around):
+        return make_corner(broker_port=mosquitto.port, billing_url=postgres(), **around)
 
     return make_serviced_corner

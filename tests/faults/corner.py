@@ -18,7 +18,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qcbridge.billing.store import BillingStore
+from qcbridge.billing.engine import Database
+from qcbridge.billing.reports import Reports
 from qcnode.books import chain
 from qcnode.books.ledger_file import LedgerReader
 from qcnode.lines.world import read_fates
@@ -73,6 +74,7 @@ class Corner:
     billing_url: str
     free_port: object
     broker_port: int | None = None
+    fallback_after_s: float | None = None
     billing_token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
@@ -87,6 +89,12 @@ class Corner:
 
     def _write_config(self, name, *, period_ms, asks):
         channel = "http" if self.broker_port is None else "mqtt"
+        fallback = ""
+        if self.fallback_after_s is not None:
+            fallback = (
+                f'fallback_url = "http://127.0.0.1:{self.billing_port}"\n'
+                f"fallback_after_s = {self.fallback_after_s}"
+            )
         path = self.home / name
         path.write_text(
             f"""
@@ -113,6 +121,7 @@ class Corner:
             channel = "{channel}"
             url = "http://127.0.0.1:{self.billing_port}"
             receipt_timeout_s = 2.0
+            {fallback}
             [mqtt]
             port = {self.broker_port or 1883}
             """
@@ -134,6 +143,7 @@ class Corner:
         )
         self._run(
             *("billing", "serve", "--port", str(self.billing_port), "--url", self.billing_url),
+            *("--key-file", str(self.home / "billing.key"), "--enrol-first"),
             *mqtt,
         )
         self._until_alive(self.provider_port)
@@ -167,17 +177,18 @@ class Corner:
 
     def until_triggers(self, count, pid):
         """Wait until the line has counted `count` parts."""
-        self._until(lambda: self.triggers() >= count, pid)
+        self.until(lambda: self.triggers() >= count, pid)
 
     def until_asked(self, count, pid):
         """Wait until the provider has taken `count` requests."""
-        self._until(lambda: self.asked() >= count, pid)
+        self.until(lambda: self.asked() >= count, pid)
 
     def until_recorded(self, count, pid):
         """Wait until the ledger has `count` entries."""
-        self._until(lambda: self.ledger_totals().entries >= count, pid)
+        self.until(lambda: self.ledger_totals().entries >= count, pid)
 
-    def _until(self, holds, pid):
+    def until(self, holds, pid):
+        """Wait until `holds` does, while the node lives."""
         deadline = time.monotonic() + START_S
         while not holds():
             os.kill(pid, 0)
@@ -200,11 +211,11 @@ class Corner:
             time.sleep(0.1)
 
     def billed(self):
-        store = BillingStore(self.billing_url, now=lambda: None)
+        database = Database(self.billing_url)
         try:
-            return store.totals("t")
+            return Reports(database).totals("t")
         finally:
-            store.close()
+            database.close()
 
     def ledger_totals(self):
         reader = LedgerReader(self.home / "ledger.db")
@@ -213,8 +224,11 @@ class Corner:
         finally:
             reader.close()
 
+    def log(self):
+        return (self.home / "node.log").read_text()
+
     def log_tail(self):
-        return (self.home / "node.log").read_text()[-3000:]
+        return self.log()[-3000:]
 
     def _run(self, *words):
         environ = {

@@ -33,6 +33,22 @@ def test_a_broker_that_comes_and_goes_costs_no_entry(make_serviced_corner, mosqu
     assert check_after_restart(corner).attempts > 9
 
 
+def test_without_a_broker_entries_go_over_http_and_that_is_said_once(
+    make_serviced_corner, mosquitto
+):
+    corner = make_serviced_corner(fallback_after_s=1.0)
+    mosquitto.kill()
+    pid = corner.start_node()
+    corner.until_asked(3, pid)
+    corner.until(lambda: corner.billed().entries > 3, pid)
+    keep_metering_without(corner, pid)
+    assert stop_gently(corner.zygote, pid) == 0
+    assert corner.log().count("by http, mqtt is out") == 1
+
+    mosquitto.start()
+    assert check_after_restart(corner).attempts > 6
+
+
 def test_a_database_killed_under_load_costs_no_entry(make_serviced_corner, postgres):
     corner = make_serviced_corner()
     pid = corner.start_node()

@@ -9,8 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from qcnode.domain import AgentLevel, Finding
-from qcnode.main import PICO_PER_MICRO, build_node
+from qcnode.main import build_node
 from qcnode.settings import (
+    PICO_PER_MICRO,
     AgentSettings,
     BudgetSettings,
     CameraSettings,
@@ -34,6 +35,7 @@ def settings_for(tmp_path, doubtful_model):
     """Make the settings of a node that asks a provider at this address."""
 
     def settings_for(base_url, *, per_day_micro=None):
+        of_the_day = {"name": "day", "currency": "USD", "limit_micro": per_day_micro}
         return Settings(
             node=NodeSettings(home=tmp_path),
             panel=PanelSettings(port=0),
@@ -42,7 +44,7 @@ def settings_for(tmp_path, doubtful_model):
             model=ModelSettings(dir=doubtful_model),
             agent=AgentSettings(enabled=True, level=AgentLevel.L3, waiting_max=500),
             provider=ProviderSettings(base_url=base_url, timeout_s=0.5),
-            budget=BudgetSettings(per_day_micro=per_day_micro),
+            budget=() if per_day_micro is None else (BudgetSettings(**of_the_day),),
             secrets=Secrets(provider_api_key=SecretStr(KEY)),
         )
 
@@ -127,7 +129,7 @@ async def test_without_a_budget_nothing_leaves(tmp_path, settings_for):
 async def test_a_budget_is_never_overdrawn_and_the_rest_waits_for_people(tmp_path, settings_for):
     with scripted_provider(tmp_path) as provider:
         unlimited = build_node(settings_for(provider.base_url))
-        review_pico_max = unlimited.agent.cost_pico_max()
+        review_pico_max = unlimited.agent.worst().hold.pico
         await unlimited.close()
         # Enough to ask, and too little to go on when something is spent.
         per_day_micro = review_pico_max // PICO_PER_MICRO + 1
@@ -166,7 +168,9 @@ def check_books(node, *, ends_as):
     assert totals.attempts > 0
     assert totals.open == 0
     assert {end: getattr(totals, end) for end in ends} == ends | {ends_as: totals.attempts}
-    assert node.ledger.verify() == totals.entries == 2 * totals.attempts
+    assert totals.reserved == 0
+    # Reserved, announced, ended.
+    assert node.ledger.verify() == totals.entries == 3 * totals.attempts
 
 
 def check_alarm(node):

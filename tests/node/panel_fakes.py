@@ -17,6 +17,9 @@ import cv2
 import numpy as np
 import uvicorn
 
+from qcnode.books.budgets import Budget
+from qcnode.books.forecast import outlook
+from qcnode.books.ledger import BudgetState
 from qcnode.cameras.virtual import RenderedParts
 from qcnode.domain import (
     Action,
@@ -34,7 +37,7 @@ from qcnode.domain import (
 )
 from qcnode.errors import JournalUnavailableError, LedgerUnavailableError, RulingError
 from qcnode.health import HealthBoard
-from qcnode.money import LedgerEntry, LedgerTotals
+from qcnode.money import PICO, CostCentre, LedgerEntry, LedgerTotals, Outcome, TokenUsage
 from qcnode.panel.app import create_panel, serve_config
 from qcnode.panel.sources import About
 from qcnode.policy import action_for, disposition_of, judge
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
 
 START = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
 LIMITS = Limits(accept_below=4.2, reject_from=7.5)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+HOUR_US = 3_600_000_000
 BARS = 16
 GUARANTEE = (
     "Of good parts at most 1 % are rejected (conformal, n = 212, alpha = 0.01).\n"
@@ -109,6 +115,7 @@ class FakeDesk:
         self._node = node
         self.open: dict[str, Waiting] = {}
         self.rulings: list[Ruling] = []
+        self.outcomes: list[Outcome] = []
         self.calls = 0
         self.broken = False
         self.taken: set[str] = set()
@@ -142,6 +149,25 @@ class FakeDesk:
             waiting.proposal = ruling
         return ruling
 
+    async def learn(self, escalation_id, truth, *, source):
+        if self.broken:
+            raise LedgerUnavailableError("ledger.db: disk full")
+        ruling = next(
+            (one for one in self._node.journal.records if one.escalation_id == escalation_id), None
+        )
+        if ruling is None:
+            raise RulingError(f"{escalation_id}: there was no such part, or it waits still")
+        outcome = Outcome(
+            escalation_id=escalation_id,
+            centre=CostCentre(),
+            ruled=ruling.finding.name,
+            truth=truth.name,
+            node_alone="ACCEPT",
+            source=source,
+        )
+        self.outcomes.append(outcome)
+        return outcome
+
     def put_on_record(self, ruling):
         """Settle a part as somebody else does who never saw this panel."""
         journal = self._node.journal
@@ -154,6 +180,25 @@ class FakeDesk:
         del self.open[ruling.escalation_id]
 
 
+DAY = Budget(name="day", limit=5 * PICO, currency="USD")
+
+
+def budget_state(budget=DAY, *, hour=6, **how):
+    """How a budget stands at this hour of the day on which everything here happens."""
+    at_us = (START - EPOCH) // MICROSECOND + (hour - START.hour) * HOUR_US
+    figures = {"used": 20_984_550_000, "held": 2_250_000_000, "calls": 32}
+    return BudgetState(
+        **{
+            "budget": budget,
+            "span": budget.span(at_us),
+            "limit": budget.limit,
+            "at_us": at_us,
+        }
+        | figures
+        | how
+    )
+
+
 class FakeLedger:
     epoch = "epoch-1"
 
@@ -161,17 +206,20 @@ class FakeLedger:
         self.sums = LedgerTotals(
             entries=64,
             attempts=33,
+            reserved=0,
             open=1,
             settled=29,
             not_billed=1,
             indeterminate=2,
+            reconciled=0,
+            written_off=0,
             unpriced=1,
-            input_tokens=41_812,
-            output_tokens=2_377,
+            usage=TokenUsage(text=20_000, image=21_812, output=2_377),
             cost_pico={"USD": 18_734_550_000},
             held_pico={"USD": 2_250_000_000},
+            written_off_pico={},
         )
-        self.left: int | None = 4_979_015_450_000
+        self.states = [budget_state()]
         self.confirmed = 58
         self.broken = False
 
@@ -180,8 +228,8 @@ class FakeLedger:
             raise LedgerUnavailableError("ledger.db: disk full")
         return self.sums
 
-    def budget_left_pico(self):
-        return self.left
+    def outlooks(self):
+        return [outlook(state) for state in self.states]
 
     def receipt_seq(self):
         return self.confirmed
@@ -219,8 +267,6 @@ class FakeNode:
             provider="scripted",
             provider_model="scripted-provider",
             scripted=True,
-            currency="USD",
-            budget="USD 5.00 a day",
             started_at=START - timedelta(hours=2),
             zone=UTC,
         )
@@ -245,6 +291,7 @@ class FakeNode:
                 "journal": self.journal,
                 "desk": self.desk,
                 "ledger": self.ledger,
+                "outlooks": self.ledger.outlooks,
                 "health": self.health,
                 "about": self.about,
                 "hosts": (),

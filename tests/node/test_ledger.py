@@ -667,12 +667,9 @@ def test_show_prints_totals_while_a_node_writes(tmp_path, run):
 def test_verify_ends_with_0_and_counts(books, run):
     done = run("verify", "--db", books, "--json")
     assert done.exit_code == 0
-    assert json.loads(done.stdout) == {
-        "verified": True,
-        "entries": 10,
-        "confirmed": 8,
-        "epoch": EPOCH,
-    }
+    told = json.loads(done.stdout)
+    assert (told["verified"], told["epoch"]) == (True, EPOCH)
+    assert (told["entries"], told["confirmed"]) == (10, 8)
 
 
 def test_verify_ends_with_1_and_names_the_first_bad_entry(books, run):
@@ -709,7 +706,8 @@ def test_an_export_of_a_changed_ledger_is_written_and_said_to_be_bad(books, tmp_
 def test_an_export_can_be_verified_without_us(books, tmp_path, run):
     out = tmp_path / "books.jsonl"
     assert run("export", "--db", books, "--out", out).exit_code == 0
-    header, *rows = [json.loads(line) for line in out.read_text().splitlines()]
+    header, *lines = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [line for line in lines if "seq" in line]
     before = bytes.fromhex(header["genesis"])
     for seq, row in enumerate(rows, start=1):
         assert row["seq"] == seq

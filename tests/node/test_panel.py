@@ -1,5 +1,6 @@
 """The panel over HTTP and WebSocket: what it says, whom it answers, what it never makes up."""
 
+import csv
 import json
 import math
 from dataclasses import replace
@@ -17,11 +18,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from qcnode.books.budgets import Budget
 from qcnode.domain import Box, Counts, Decider, Disposition, Limits, Prediction, Verdict
 from qcnode.panel import books, pictures, view
 from qcnode.panel.guard import BODY_BYTES_MAX, COOKIE, session_of
 from qcnode.policy import judge
-from tests.node.panel_fakes import LIMITS, FakeNode, served
+from tests.node.panel_fakes import DAY, LIMITS, FakeNode, budget_state, served
 
 ORIGIN = {"origin": "http://127.0.0.1"}
 TOKEN = "a token that is long enough"
@@ -452,6 +454,13 @@ def test_metrics_are_what_the_books_say_at_the_scrape(node, client):
         ("qcnode_ledger_unconfirmed_entries",): 6,
         ("qcnode_component_ok", "camera", "true"): 1,
         ("qcnode_ready",): 1,
+        ("qcnode_budget_limit", "day", "USD", "day"): 5_000_000_000_000,
+        ("qcnode_budget_used", "day", "USD", "day"): 20_984_550_000,
+        ("qcnode_budget_held", "day", "USD", "day"): 2_250_000_000,
+        ("qcnode_budget_left", "day", "USD", "day"): 4_979_015_450_000,
+        # A quarter of the day is over.
+        ("qcnode_budget_forecast", "day", "USD", "day"): 4 * 20_984_550_000,
+        ("qcnode_budget_alarm", "exhausted", "day"): 0,
     }
     assert expected.items() <= told.items()
 
@@ -462,8 +471,12 @@ def test_metrics_leave_out_what_cannot_be_read(node, client):
     assert 'qcnode_source_up{source="ledger"} 0.0' in text
     assert "qcnode_cost_pico" not in text
     assert "qcnode_budget" not in text
-    node.ledger.broken, node.ledger.left = False, None
+    node.ledger.broken, node.ledger.states = False, []
     assert "qcnode_budget" not in client.get("/metrics").text
+    node.ledger.states = [budget_state(used=0, held=0, calls=0)]
+    text = client.get("/metrics").text
+    assert 'qcnode_budget_used{budget="day",unit="USD",window="day"} 0.0' in text
+    assert "qcnode_budget_forecast{" not in text
 
 
 # -- what is shown -------------------------------------------------------------
@@ -512,6 +525,147 @@ def test_measured_held_and_unpriced_money_stand_side_by_side(node, client):
     ]
     assert money["unpriced_words"] == "1 attempt"
     assert money["unconfirmed_words"] == "6 of 64"
+
+
+def budgets_of(client):
+    return client.get("/api/state").json()["money"]["budgets"]
+
+
+def test_a_budget_says_what_is_used_held_left_and_where_the_day_will_end(client):
+    (shown,) = budgets_of(client)["shown"]
+
+    assert (shown["name"], shown["window"], shown["alarm"]) == ("day", "this day", None)
+    assert shown["used"] == "0.0210 of 5.00 USD"
+    assert shown["held"] == "0.00225"
+    assert shown["forecast"] == "ends at 0.0839 (0.0625 to 0.105)"
+    assert shown["used_up"] is None
+    assert shown["bar"]["held"] == round(20_984_550_000 / (5 * 10**12), 4)
+    assert shown["bar"]["spent"] < shown["bar"]["held"] < shown["bar"]["expected"]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"used": 3 * 10**12, "calls": 300}, ("will not last", False, "10:00")),
+        (
+            {"used": 4_100_000_000_000, "calls": 9, "hour": 23},
+            ("over 80 % used", False, None),
+        ),
+        ({"used": 5 * 10**12, "calls": 300, "hour": 23}, ("used up", True, "23:00")),
+        (
+            {"used": 0, "held": 0, "calls": 0, "limit": 0, "lent": False},
+            ("nothing is lent", True, None),
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_budget_is_said_in_words(node, client, how, said):
+    node.ledger.states = [budget_state(**how)]
+
+    (shown,) = budgets_of(client)["shown"]
+
+    assert (shown["alarm"], shown["bad"], shown["used_up"]) == said
+    assert (shown["used"] == "\N{EM DASH}") == (said[0] == "nothing is lent")
+
+
+def test_budgets_with_an_alarm_come_first_and_the_rest_are_counted(node, client):
+    calm = [replace(DAY, name=f"calm-{number}") for number in range(view.BUDGETS_SHOWN_MAX)]
+    node.ledger.states = [
+        *map(budget_state, calm),
+        budget_state(replace(DAY, name="gone"), used=DAY.limit),
+    ]
+
+    told = budgets_of(client)
+
+    assert told["shown"][0]["name"] == "gone"
+    assert told["more"] == 1
+
+
+@pytest.mark.parametrize(
+    ("unit", "used", "words"),
+    [
+        (
+            "tokens",
+            12_345,
+            "12\N{NARROW NO-BREAK SPACE}345 of 50\N{NARROW NO-BREAK SPACE}000 tokens",
+        ),
+        ("calls", 7, "7 of 50\N{NARROW NO-BREAK SPACE}000 calls"),
+    ],
+)
+def test_tokens_and_calls_are_written_in_full(node, client, unit, used, words):
+    budget = Budget(name="b", limit=50_000, unit=unit)
+    node.ledger.states = [budget_state(budget, used=used, held=0)]
+
+    assert budgets_of(client)["shown"][0]["used"] == words
+
+
+@pytest.mark.parametrize(
+    ("pico", "words"),
+    [
+        (0, "0.00"),
+        (1, "< 0.000001"),
+        (2_250_000_000, "0.00225"),
+        (20_984_550_000, "0.0210"),
+        (999_999_999_999, "1.000"),
+        (10**12, "1.00"),
+        (1_234_567_890_000_000, "1\N{NARROW NO-BREAK SPACE}234.57"),
+        (-20_984_550_000, "\N{MINUS SIGN}0.0210"),
+    ],
+)
+def test_money_of_budgets_is_written_to_about_three_figures(pico, words):
+    assert view.quantity(pico, DAY) == words
+
+
+def test_spending_is_told_to_other_programs_exactly(client):
+    told = client.get("/api/spend").json()
+
+    assert told["cost_pico"] == {"USD": "18734550000"}
+    assert told["tokens"] == {"input": 41_812, "output": 2_377}
+    (budget,) = told["budgets"]
+    assert (budget["limit"], budget["used"], budget["held"]) == (
+        "5000000000000",
+        "20984550000",
+        "2250000000",
+    )
+    assert budget["from"] == "2026-11-22T00:00:00+00:00"
+    assert budget["forecast"]["forecast"] == str(4 * 20_984_550_000)
+
+    rows = list(csv.DictReader(client.get("/api/spend.csv").text.splitlines()))
+    assert [(row["name"], row["used"], row["forecast"]) for row in rows] == [
+        ("day", "20984550000", str(4 * 20_984_550_000))
+    ]
+
+
+def test_spending_that_cannot_be_read_is_an_error_and_not_nothing(node, client):
+    node.ledger.broken = True
+
+    assert client.get("/api/spend").status_code == 503
+    assert client.get("/api/spend.csv").status_code == 503
+
+
+def test_what_a_part_proved_to_be_is_put_on_record(node, client):
+    inspection = node.pass_part(DOUBTFUL)
+    url = f"/api/escalations/e-{inspection.id}/truth"
+    said = {"truth": "defective", "source": "returned by the customer"}
+    assert client.post(url, json=said, headers=ORIGIN).status_code == 409
+
+    press(client, f"e-{inspection.id}", "good")
+    answer = client.post(url, json=said, headers=ORIGIN)
+
+    assert answer.status_code == 201
+    assert answer.json()["truth"] == "DEFECTIVE"
+    (outcome,) = node.desk.outcomes
+    assert (outcome.ruled, outcome.source) == ("GOOD", "returned by the customer")
+    assert client.post(url, json=said).status_code == 403  # from another page
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{}, {"truth": "unsure", "source": "x"}, {"truth": "good"}, {"truth": "good", "source": ""}],
+)
+def test_a_truth_that_says_too_little_is_refused(node, client, said):
+    answer = client.post("/api/escalations/e-i1/truth", json=said, headers=ORIGIN)
+
+    assert (answer.status_code, node.desk.outcomes) == (422, [])
 
 
 def test_the_scripted_provider_is_named_wherever_it_appears_and_once(node, client):

@@ -10,8 +10,9 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from qcnode.domain import Finding
+from qcnode.money import TokenUsage
 from qcnode.panel import view
-from tests.node.panel_fakes import BARS, FakeNode, served
+from tests.node.panel_fakes import BARS, DAY, FakeNode, budget_state, served
 
 pytestmark = pytest.mark.chromium
 
@@ -394,6 +395,28 @@ def test_a_proposal_is_marked_as_one_and_names_the_scripted_provider(node, url, 
     expect(page.locator("qc-money h2 .chip")).to_have_text("scripted provider: nobody is charged")
 
 
+def test_a_budget_is_a_bar_up_to_its_limit_and_its_alarm_is_said_in_words(node, url, page):
+    node.ledger.states = [
+        budget_state(used=3 * 10**12, held=10**12, calls=300, hour=11),
+        budget_state(replace(DAY, name="month", window="month"), used=0, held=0, calls=0),
+    ]
+    open_live(page, url)
+    day, month = (page.locator(f"qc-money [data-budget={name}]") for name in ("day", "month"))
+    expect(day.locator("[data-value=used]")).to_have_text("3.00 of 5.00 USD")
+    expect(day.locator(".warn")).to_have_text("will not last")
+    expect(day).to_contain_text("ends at 6.55 (6.09 to 7.00)")
+    expect(month.locator(".warn, .bad")).to_have_count(0)
+
+    limit = day.locator("svg").bounding_box()
+    widths = {
+        part: day.locator(f".{part}").bounding_box()["width"] / limit["width"]
+        for part in ("spent", "held")
+    }
+    assert widths["spent"] == pytest.approx(0.4, abs=0.02)  # the rest of it is held
+    assert widths["held"] == pytest.approx(0.6, abs=0.02)
+    expect(month.locator("line")).to_have_count(0)
+
+
 # -- honest when broken --------------------------------------------------------
 
 
@@ -515,7 +538,7 @@ def test_a_healthy_line_shows_no_strong_colour_outside_pictures(node, url, page)
         node.pass_part()
     node.ledger.sums = type(node.ledger.sums)(
         **dict.fromkeys(node.ledger.sums.__dataclass_fields__, 0)
-        | {"cost_pico": {}, "held_pico": {}}
+        | {"cost_pico": {}, "held_pico": {}, "written_off_pico": {}, "usage": TokenUsage()}
     )
     page.set_viewport_size({"width": 1280, "height": 800})
     open_live(page, url)

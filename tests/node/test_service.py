@@ -230,6 +230,26 @@ def test_a_line_that_fails_ends_the_service_with_one_line(configure, serve, tmp_
     assert str(world) in words
 
 
+def test_a_budget_that_allows_no_question_at_all_is_said_at_the_start(configure, serve):
+    service = serve(
+        configure(
+            more=(
+                "[agent]\nenabled = true\n"
+                '[[budget]]\nname = "day"\ncurrency = "USD"\nlimit_micro = 1\n'
+                '[[budget]]\nname = "paint"\ncurrency = "USD"\nlimit_micro = 1\n'
+                'scope = { department = "paint" }\n'
+            )
+        )
+    )
+    service.until_ready()
+    assert service.stop() == 0
+
+    logs = [json.loads(line) for line in service.logs().splitlines()]
+    said = [one for one in logs if one["event"] == "this budget allows no question at all"]
+    assert [(one["level"], one["budget"]) for one in said] == [("warning", "day")]
+    assert "one request may need" in said[0]["why"]
+
+
 # -- what it refuses to start with ---------------------------------------------------
 
 

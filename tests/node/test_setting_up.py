@@ -9,9 +9,9 @@ import pytest
 
 from qcnode.books.ledger import SqliteLedger
 from qcnode.money import Attempt, Cost, Intent, TokenUsage
-from qcnode.settings import Settings, load_settings
+from qcnode.settings import BudgetSettings, ScopeSettings, Settings, load_settings
 
-KEY_LINE = re.compile(r"# (\w+ = .*)")
+KEY_LINE = re.compile(r"# (\w+ = .*|\[\[\w+\]\].*)")
 
 
 @pytest.fixture
@@ -33,23 +33,38 @@ def load_settings_of_nothing(path):
     return load_settings(empty, {})
 
 
-def test_every_key_stands_in_the_example_with_its_real_default(example):
-    defaults = load_settings_of_nothing(example)
+def uncommented(example):
+    """The example with everything in it that it only shows."""
     lines = [
         found[1] if (found := KEY_LINE.fullmatch(line)) else line
         for line in example.read_text().splitlines()
     ]
     shown = example.with_name("shown.toml")
     shown.write_text("\n".join(lines))
-    stated = load_settings(shown, {})
+    return shown
 
-    for name in Settings.model_fields.keys() - {"secrets"}:
+
+def test_every_key_stands_in_the_example_with_its_real_default(example):
+    defaults = load_settings_of_nothing(example)
+    stated = load_settings(uncommented(example), {})
+
+    for name in Settings.model_fields.keys() - {"secrets", "budget"}:
         section, default = getattr(stated, name), getattr(defaults, name)
         assert section.model_fields_set >= type(section).model_fields.keys(), name
         for key in type(section).model_fields:
             # Where the default is that there is none, the example shows one.
             if getattr(default, key) is not None:
                 assert getattr(section, key) == getattr(default, key), f"{name}.{key}"
+
+
+def test_the_example_shows_budgets_of_both_kinds_and_limits_nothing_by_itself(example):
+    assert load_settings(example, {}).budget == ()
+
+    day, rate = load_settings(uncommented(example), {}).budget
+
+    assert day.model_fields_set >= set(BudgetSettings.model_fields) - {"limit"}
+    assert (day.window, day.shared, day.scope) == ("day", False, ScopeSettings())
+    assert (rate.unit, rate.window) == ("calls", "hour")
 
 
 def test_init_does_not_write_over_a_file_unless_told_to(qcnode, example):
@@ -174,10 +189,22 @@ def test_the_doctor_looks_at_everything_that_is_used(examine, monkeypatch):
         ),
         (ASKING + 'prices = "none.toml"\n', "prices", "none.toml", "write a price file"),
         (
-            ASKING + '[budget]\ncurrency = "CNY"\nper_day_micro = 1\n',
+            ASKING + '[[budget]]\nname = "day"\ncurrency = "CNY"\nlimit_micro = 1\n',
             "prices",
-            "prices are in USD, the budget in CNY",
-            "budget.currency",
+            "prices are in USD, budget day in CNY",
+            "currency of budget day",
+        ),
+        (
+            ASKING + '[[budget]]\nname = "day"\ncurrency = "USD"\nlimit_micro = 1\n',
+            "budget day",
+            "allows no question at all",
+            "raise its limit",
+        ),
+        (
+            ASKING + '[[budget]]\nname = "rate"\nunit = "calls"\nlimit = 0\n',
+            "budget rate",
+            "allows no question at all: one request may need 1 calls, and it has 0 calls",
+            "raise its limit",
         ),
         (
             '[metering]\nchannel = "http"\nurl = "http://127.0.0.1:%(nobody)d"\n',

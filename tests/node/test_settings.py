@@ -1,8 +1,18 @@
 import pytest
 
+from qcnode.books.budgets import Budget
 from qcnode.domain import Action, AgentLevel
 from qcnode.errors import SettingsError
+from qcnode.money import CostCentre
 from qcnode.settings import load_settings
+
+FLEET = """[[budget]]
+name = "fleet"
+unit = "tokens"
+limit = 1000
+scope = { line = "line7", department = "qa" }
+shared = true
+"""
 
 
 @pytest.fixture
@@ -42,7 +52,40 @@ def test_relative_paths_count_from_the_files_own_folder(write):
         ("[camera]\ntimeout_s = 5\n", "line 2: unknown key camera.timeout_s; did you mean timeo"),
         ("[line]\nperiod_ms = -1\n", "line 2: line.period_ms = -1"),
         ('[line]\nfailsafe = "ACCEPT"\n', "line 2: line.failsafe"),
-        ("[budget]\nper_day_micro = 1.5\n", "line 2: budget.per_day_micro = 1.5"),
+        ("[budget]\nper_day_micro = 5\n", "line 1: budget: budgets are written as [[budget]]"),
+        ('[[budget]]\nname = "d"\n', "line 1: budget: a budget of money needs a currency"),
+        ('[[budget]]\nname = "d"\ncurrency = "USD"\n', "line 1: budget: limit_micro is missing"),
+        ('[[budget]]\nname = "d"\nunit = "calls"\n', "line 1: budget: limit is missing"),
+        (
+            '[[budget]]\nname = "d"\ncurrency = "USD"\nlimit = 5\n',
+            "line 1: budget: money is limited by limit_micro",
+        ),
+        (
+            '[[budget]]\nname = "d"\nunit = "calls"\nlimit_micro = 5\n',
+            "line 1: budget: a budget of calls has no currency, and limit",
+        ),
+        (
+            '[[budget]]\nname = "d"\nunit = "calls"\nlimit = 1.5\n',
+            "line 4: budget.limit = 1.5",
+        ),
+        (
+            FLEET + '\n[[budget]]\nname = "d"\n\nlimt = 5\n',
+            "line 11: unknown key budget.limt; did you mean limit?",
+        ),
+        (FLEET + FLEET, "line 8: budget.name = 'fleet': there is one of this name already"),
+        (
+            FLEET.replace("department", "departmnt"),
+            "line 5: unknown key budget.scope.departmnt; did you mean department?",
+        ),
+        (
+            '[[budget]]\nname = "d"\nunit = "calls"\nlimit = 1\n[budget.scope]\n\nlin = "a"\n',
+            "line 7: unknown key budget.scope.lin; did you mean line?",
+        ),
+        ('[node]\ntimezone = "Beijing"\n', "line 2: node.timezone = 'Beijing': no time zone"),
+        (
+            '[metering]\n\nstale_prices = "calls"\n',
+            'line 3: metering.stale_prices = "calls" needs a [[budget]] with unit = "calls"',
+        ),
         ("[panel\n", "not TOML"),
         ('[secrets]\nprovider_api_key = "k"\n', "line 1: secrets do not belong in this file"),
     ],
@@ -85,3 +128,46 @@ def test_a_secret_comes_from_its_variable_or_a_file_and_is_never_printed(write, 
 def test_a_secret_file_that_cannot_be_read_is_named(write, tmp_path):
     with pytest.raises(SettingsError, match="QCNODE_PANEL_TOKEN_FILE"):
         load_settings(write(""), {"QCNODE_PANEL_TOKEN_FILE": str(tmp_path / "none")})
+
+
+def test_budgets_count_in_the_nodes_own_time_zone_and_in_whole_pico_units(write):
+    text = (
+        '[node]\nline = "line7"\ntimezone = "Asia/Kolkata"\n[cost_centre]\ndepartment = "qa"\n'
+        '[[budget]]\nname = "month"\ncurrency = "CNY"\nlimit_micro = 7\nwindow = "month"\n'
+    )
+
+    settings = load_settings(write(text + FLEET), {})
+
+    assert settings.centre() == CostCentre(line="line7", department="qa")
+    month, fleet = settings.budgets()
+    assert month == Budget(
+        name="month", limit=7_000_000, currency="CNY", window="month", zone="Asia/Kolkata"
+    )
+    assert fleet == Budget(
+        name="fleet",
+        limit=1_000,
+        unit="tokens",
+        zone="Asia/Kolkata",
+        scope=CostCentre(line="line7", department="qa"),
+        shared=True,
+    )
+    assert fleet.covers(settings.centre())
+
+
+def test_a_shared_budget_needs_no_limit_of_its_own(write):
+    text = '[[budget]]\nname = "fleet"\ncurrency = "USD"\nshared = true\n'
+
+    (budget,) = load_settings(write(text), {}).budgets()
+
+    assert budget.limit == 2**63 - 1
+
+
+def test_calls_may_cap_what_stale_prices_do_not(write):
+    text = (
+        '[metering]\nstale_prices = "calls"\n'
+        '[[budget]]\nname = "rate"\nunit = "calls"\nlimit = 20\nwindow = "hour"\n'
+    )
+
+    assert load_settings(write(text), {}).metering.stale_prices == "calls"
+    with pytest.raises(SettingsError, match="needs a"):
+        load_settings(write(text + 'scope = { department = "paint" }\n'), {})

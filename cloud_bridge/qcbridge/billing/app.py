@@ -1,16 +1,13 @@
 """The billing server over HTTP: batches in, receipts, totals and invoices out.
 
-It translates HTTP and nothing else: `Intake` takes, `BillingStore` keeps, `invoices`
-works out. With a token everything that shows or takes money asks for it: as a bearer
-token from programs, as the password (with any name) from a browser. Work on the
+It translates HTTP and nothing else: `Intake` takes, `Reports` reads, `invoices` works
+out. Everything that shows or takes money asks who comes (`access`). Work on the
 database runs in worker threads, so a slow one never stops the liveness answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,20 +23,26 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
+from qcbridge.billing.access import Door, Ingest, Read, check_tenant
+from qcbridge.billing.drafts import IssueTerms
+from qcbridge.billing.engine import StoreUnavailableError
+from qcbridge.billing.finance import FinanceDesk
+from qcbridge.billing.finance import router as finance_routes
 from qcbridge.billing.intake import Intake
 from qcbridge.billing.invoices import (
     NOT_CHARGED,
     format_micro,
     format_pico,
     from_us,
-    make_invoice,
     month,
     month_of,
-    to_json,
 )
-from qcbridge.billing.papers import count, price_notes
-from qcbridge.billing.postings import BATCH_BYTES_MAX
-from qcbridge.billing.store import StoreUnavailableError
+from qcbridge.billing.issued import Invoices
+from qcbridge.billing.offers import BATCH_BYTES_MAX
+from qcbridge.billing.papers import count, invoice_json, view_of
+from qcbridge.billing.reports import Reports
+from qcbridge.billing.tokens import Tokens
+from qcbridge.billing.witness import latest_notes
 from qcnode.books import batch as batches
 from qcnode.errors import BillingError
 
@@ -47,8 +50,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
-    from qcbridge.billing.invoices import Invoice, Period, Pricing
-    from qcbridge.billing.store import BillingStore, Totals
+    from qcbridge.billing.bill import Rates
+    from qcbridge.billing.papers import InvoiceView
+    from qcbridge.billing.reports import Totals
+    from qcbridge.billing.store import BillingStore
 
 CLOUDEVENT = "application/cloudevents+json"
 BODY_TIMEOUT_S = 15.0
@@ -64,6 +69,7 @@ _HEADERS = {
 }
 
 TenantQuery = Annotated[str, Query(min_length=1, max_length=64)]
+MaybeNodeQuery = Annotated[str | None, Query(min_length=1, max_length=64)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +77,12 @@ class _Server:
     """What the routes work with."""
 
     store: BillingStore
+    reports: Reports
+    invoices: Invoices
     intake: Intake
     pages: Environment
-    token: str | None
     now: Callable[[], datetime]
-    prices: Pricing | None
+    prices: Rates | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class _Sheet:
     """What the page shows of one tenant."""
 
     totals: Totals
-    invoice: Invoice
+    invoice: InvoiceView
 
 
 def create_app(
@@ -92,7 +99,7 @@ def create_app(
     token: str | None,
     now: Callable[[], datetime],
     intake: Intake | None = None,
-    prices: Pricing | None = None,
+    prices: Rates | None = None,
     hosts: Sequence[str] = ("*",),
 ) -> FastAPI:
     """Build the server on `store`, whose schema is up to date.
@@ -103,16 +110,18 @@ def create_app(
     pages = Environment(
         loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined
     )
-    pages.filters.update(
-        pico=format_pico, micro=format_micro, instant=_instant, count=count, notes=price_notes
-    )
+    pages.filters.update(pico=format_pico, micro=format_micro, instant=_instant, count=count)
     pages.globals.update(not_charged=NOT_CHARGED)
     app = FastAPI(title="qcnode billing", openapi_url=None)
+    app.state.door = Door(token, Tokens(store.database, now=now, random=secrets.token_bytes))
+    app.state.pages = pages
+    app.state.finance = FinanceDesk(store.database, now=now, prices=prices)
     app.state.server = _Server(
         store=store,
+        reports=Reports(store.database),
+        invoices=Invoices(store.database, now=now),
         intake=intake if intake is not None else Intake(store),
         pages=pages,
-        token=token,
         now=now,
         prices=prices,
     )
@@ -122,7 +131,8 @@ def create_app(
     app.exception_handler(BillingError)(_say_no)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.include_router(_open_routes)
-    app.include_router(_guarded_routes, dependencies=[Depends(_authorised)])
+    app.include_router(_guarded_routes)
+    app.include_router(finance_routes)
     return app
 
 
@@ -132,18 +142,6 @@ def _server(request: Request) -> _Server:
 
 
 ServerDep = Annotated[_Server, Depends(_server)]
-
-
-def _authorised(request: Request, server: ServerDep) -> None:
-    """Ask for the token: as bearer from programs, as password (of any name) from browsers."""
-    if server.token is None or _presents(request.headers.get("authorization", ""), server.token):
-        return
-    asks = "Bearer" if request.url.path.startswith("/v1/") else 'Basic realm="qcnode billing"'
-    raise HTTPException(
-        status.HTTP_401_UNAUTHORIZED,
-        "the token is missing or wrong: send it as 'Authorization: Bearer TOKEN'",
-        headers={"WWW-Authenticate": asks},
-    )
 
 
 _open_routes = APIRouter()
@@ -161,7 +159,7 @@ async def _readyz(server: ServerDep) -> PlainTextResponse:
     """Say whether batches can be stored."""
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
-            await run_in_threadpool(server.store.ping)
+            await run_in_threadpool(server.store.database.ping)
     except TimeoutError:
         words = f"the billing database did not answer in {READY_TIMEOUT_S:g} s\n"
         return PlainTextResponse(words, status.HTTP_503_SERVICE_UNAVAILABLE)
@@ -177,7 +175,7 @@ def _metrics(server: ServerDep) -> Response:
 
 
 @_guarded_routes.post("/v1/batches")
-async def _post_batch(request: Request, server: ServerDep) -> Response:
+async def _post_batch(request: Request, server: ServerDep, grant: Ingest) -> Response:
     """Take a batch and answer with its receipt, also when the receipt names a problem."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != CLOUDEVENT:
@@ -185,43 +183,61 @@ async def _post_batch(request: Request, server: ServerDep) -> Response:
             status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, f"send the batch as {CLOUDEVENT}"
         )
     raw = await _read_body(request)
-    receipt = await run_in_threadpool(server.intake.take, raw, via="http")
+    receipt = await run_in_threadpool(
+        server.intake.take, raw, via="http", tenant=grant.tenant, node=grant.node
+    )
     return Response(batches.encode_receipt(receipt), media_type="application/json")
 
 
 @_guarded_routes.get("/v1/totals")
-def _get_totals(tenant: TenantQuery, server: ServerDep) -> dict[str, Any]:
+def _get_totals(tenant: TenantQuery, server: ServerDep, grant: Read) -> dict[str, Any]:
     """Return a tenant's sums, to be compared with what its nodes say."""
-    return asdict(server.store.totals(tenant))
+    check_tenant(grant, tenant)
+    return asdict(server.reports.totals(tenant))
+
+
+@_guarded_routes.get("/v1/notes")
+def _get_notes(
+    tenant: TenantQuery, server: ServerDep, grant: Read, node: MaybeNodeQuery = None
+) -> PlainTextResponse:
+    """Return the last signed note about each ledger, to be kept where nobody here reaches."""
+    check_tenant(grant, tenant)
+    return PlainTextResponse("\n".join(latest_notes(server.store.database, tenant, node)))
 
 
 @_guarded_routes.get("/v1/invoices/{period}")
-def _get_invoice(period: str, tenant: TenantQuery, server: ServerDep) -> dict[str, Any]:
-    """Return the invoice of a month as it stands now."""
-    return to_json(_invoice(server, tenant, month(period)))
+def _get_invoice(
+    period: str, tenant: TenantQuery, server: ServerDep, grant: Read
+) -> dict[str, Any]:
+    """Return the invoice of a month: as it was issued, or else as it stands now."""
+    check_tenant(grant, tenant)
+    span = month(period)
+    issued = server.invoices.of_period(tenant, span.name)
+    if issued is not None:
+        return invoice_json(issued, issued=True)
+    return invoice_json(server.invoices.draft(tenant, span, IssueTerms(rates=server.prices)))
 
 
 @_guarded_routes.get("/")
-def _page(server: ServerDep) -> HTMLResponse:
+def _page(server: ServerDep, grant: Read) -> HTMLResponse:
     """Show nodes, totals, this month's invoice and what was refused."""
     at = server.now()
     span = month_of(at)
-    tenants = server.store.tenants()
+    tenants = [tenant for tenant in server.reports.tenants() if grant.reaches(tenant)]
     sheets = [
-        _Sheet(server.store.totals(tenant), _invoice(server, tenant, span)) for tenant in tenants
+        _Sheet(
+            server.reports.totals(tenant),
+            view_of(server.invoices.draft(tenant, span, IssueTerms(rates=server.prices))),
+        )
+        for tenant in tenants
     ]
     refusals = [
         refusal
-        for tenant in (None, *tenants)
-        for refusal in server.store.refusals(tenant, limit=REFUSALS_SHOWN_MAX)
+        for tenant in ((None, *tenants) if grant.tenant is None else tenants)
+        for refusal in server.reports.refusals(tenant, limit=REFUSALS_SHOWN_MAX)
     ]
     template = server.pages.get_template("billing.html")
     return HTMLResponse(template.render(at=at, sheets=sheets, refusals=refusals))
-
-
-def _invoice(server: _Server, tenant: str, period: Period) -> Invoice:
-    entries = server.store.entries(tenant, period)
-    return make_invoice(tenant, period, entries, prices=server.prices)
 
 
 async def _harden(
@@ -268,20 +284,6 @@ async def _read_body(request: Request) -> bytes:
     except ClientDisconnect:  # A node that was killed; it will send this again.
         raise HTTPException(status.HTTP_400_BAD_REQUEST, "the batch ended too early") from None
     return bytes(body)
-
-
-def _presents(header: str, token: str) -> bool:
-    """Say whether an Authorization header carries `token`, in time that tells nothing of it."""
-    scheme, _, value = header.partition(" ")
-    offered = b""
-    if scheme.lower() == "bearer":
-        offered = value.strip().encode()
-    elif scheme.lower() == "basic":
-        try:
-            offered = base64.b64decode(value, validate=True).partition(b":")[2]
-        except (binascii.Error, ValueError):
-            return False
-    return secrets.compare_digest(offered, token.encode())
 
 
 def _instant(at_us: int) -> str:

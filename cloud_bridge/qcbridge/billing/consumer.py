@@ -23,8 +23,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from qcbridge.billing.postings import BATCH_BYTES_MAX, BatchRefusedError
-from qcbridge.billing.store import StoreUnavailableError
+from qcbridge.billing.engine import StoreUnavailableError
+from qcbridge.billing.offers import BATCH_BYTES_MAX, BatchRefusedError
 from qcnode.books import batch as batches
 from qcnode.errors import BillingError
 from qcnode.money import Receipt

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from qcbridge.billing.postings import BATCH_BYTES_MAX, BatchRefusedError, RefusalKind
-from qcbridge.billing.store import Outcome, StoreUnavailableError
-from qcnode.books import batch as batches
+from qcbridge.billing.engine import StoreUnavailableError
+from qcbridge.billing.offers import BatchRefusedError, Offer, RefusalKind, read_offer
 
 if TYPE_CHECKING:
     from qcbridge.billing.store import BillingStore
@@ -40,41 +39,36 @@ class Intake:
             registry=self.registry,
         )
 
-    def take(self, raw: bytes, *, via: str, node: str | None = None) -> Receipt:
+    def take(
+        self, raw: bytes, *, via: str, tenant: str | None = None, node: str | None = None
+    ) -> Receipt:
         """Store the batch in `raw` and return its receipt.
 
-        Raises `BatchRefusedError` when it is no batch, is out of bounds, or does not come
-        from `node` where the way it came proves the sender; `StoreUnavailableError` when
-        the same bytes may be taken later.
+        Raises `BatchRefusedError` when it is no batch, is out of bounds, or is not of
+        `tenant` or `node` where the way it came proves the sender; `StoreUnavailableError`
+        when the same bytes may be taken later.
         """
         try:
             with self._seconds.time():
-                taken = self._store.take(_read(raw, node))
+                taken = self._store.take(_read(raw, tenant, node))
         except BatchRefusedError as refused:
             self._batches.labels(via, "unreadable").inc()
-            self._store.record_refusal(refused.kind, str(refused), offered=raw)
+            self._store.record_refusal(refused, offered=raw)
             raise
         except StoreUnavailableError:
             self._batches.labels(via, "unavailable").inc()
             raise
-        self._batches.labels(via, str(taken.outcome)).inc()
-        if taken.outcome is Outcome.TAKEN:
-            self._entries.inc(taken.stored)
+        self._batches.labels(via, str(taken.fate)).inc()
+        self._entries.inc(taken.stored)
         return taken.receipt
 
 
-def _read(raw: bytes, node: str | None) -> batches.Batch:
-    if len(raw) > BATCH_BYTES_MAX:
-        raise BatchRefusedError(
-            RefusalKind.UNREADABLE, f"a batch of {len(raw)} bytes: send {BATCH_BYTES_MAX} at most"
-        )
-    try:
-        batch = batches.decode_batch(raw)
-    except (ValueError, OverflowError) as error:  # JSON may hold numbers beyond any int64.
-        raise BatchRefusedError(RefusalKind.UNREADABLE, f"not a ledger batch: {error}") from error
-    if node is not None and batch.node != node:
-        raise BatchRefusedError(
-            RefusalKind.UNREADABLE,
-            f"node {node} sent a batch in the name of node {batch.node[:80]!r}",
-        )
-    return batch
+def _read(raw: bytes, tenant: str | None, node: str | None) -> Offer:
+    offer = read_offer(raw)
+    for what, proven, said in (("node", node, offer.node), ("tenant", tenant, offer.tenant)):
+        if proven is not None and proven != said:
+            raise BatchRefusedError(
+                RefusalKind.UNREADABLE,
+                f"{what} {proven} sent a batch in the name of {what} {said[:80]!r}",
+            )
+    return offer

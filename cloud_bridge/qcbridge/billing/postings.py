@@ -1,244 +1,468 @@
 """What each ledger entry does to the bill.
 
-Pure. An entry is refused when its bytes are not what `chain` writes: then nothing of
-its batch is stored. An entry that is well written but makes no sense as money (an
-outcome without an intent, a second outcome) is *disputed*: it stays in the chain,
-which would have a hole otherwise, and moves nothing until a person has looked at it.
+Pure. An entry whose body cannot be understood, or is absurd, or makes no sense after
+what is on record, is *quarantined*: it stays in the chain, which would have a hole
+otherwise, and moves nothing until a person has looked at it. Everything else moves its
+attempt from one standing to the next, as the node's own books have it. What this server
+decided before the node wrote it down moved then, and does not move again.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import hashlib
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
+import msgspec
+
+from qcbridge.billing.offers import Line
 from qcnode.books import chain
-from qcnode.books.attempts import subject_of
-from qcnode.errors import BillingError, LedgerCorruptError
-from qcnode.money import Indeterminate, Intent, NotBilled, Settled
+from qcnode.books.attempts import Standing, State, advance
+from qcnode.errors import LedgerCorruptError
+from qcnode.money import (
+    Adjusted,
+    Attempt,
+    CostCentre,
+    EpochOpened,
+    Indeterminate,
+    Intent,
+    Leased,
+    LedgerFact,
+    NotBilled,
+    Outcome,
+    Reconciled,
+    Reserved,
+    Settled,
+    TokenUsage,
+    WrittenOff,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
+    from collections.abc import Callable, Iterable, MutableMapping, Sequence
 
-    from qcnode.books.batch import Batch
-    from qcnode.money import Cost, LedgerEntry, LedgerFact, TokenUsage
+    from qcnode.books.attempts import AttemptFact
+    from qcnode.money import Cost
 
-BATCH_BYTES_MAX = 1024 * 1024
-ENTRIES_MAX = 2_000
 BODY_BYTES_MAX = 64 * 1024
 NAME_CHARS_MAX = 200
 ROWS_MAX = 32
 TOKENS_MAX = 1_000_000_000
 """More tokens than any single request can have used."""
-PICO_MAX = 2**62
-SEQ_MAX = 2**63 - 1
+AMOUNT_MAX = 2**62
 AT_US_MAX = 253_402_300_799_999_999
 """The end of the year 9999, the last instant a `datetime` can tell."""
-
-_IDENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class RefusalKind(StrEnum):
-    """Why something was not taken."""
-
-    UNREADABLE = "unreadable"
-    """No batch at all, or one outside the bounds."""
-    BROKEN = "broken"
-    """The chain does not hold, or an entry is not what `chain` writes."""
-    FORK = "fork"
-    """Another entry is stored under the same identity: a restored disk or a cloned card."""
+_KIND_BY_END = {
+    f',"kind":"{kind}","v":{chain.BODY_VERSION}}}'.encode(): kind for kind in chain.KINDS
+}
+UNREADABLE = "unreadable"
+"""The kind of an entry whose body does not even say its kind."""
+WORDS_MAX = 500
 
 
-class BatchRefusedError(BillingError):
-    """Nothing of this batch is stored; the message says what is wrong with it."""
+class _Head(msgspec.Struct):
+    """As much of a body as an entry that cannot be understood may still say."""
 
-    def __init__(self, kind: RefusalKind, words: str) -> None:
-        super().__init__(words)
-        self.kind = kind
+    kind: str
+    at_us: int | None = None
+
+
+_HEAD = msgspec.json.Decoder(_Head)
+
+
+class Read(msgspec.Struct, frozen=True):
+    """A line and what it says; one without a fact cannot be understood, and `why` says so."""
+
+    line: Line
+    kind: str
+    at_us: int | None
+    fact: LedgerFact | None
+    why: str | None
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of an attempt, and the tokens that become known by it."""
+
+    number: int
+    before: Standing | None
+    after: Standing
+    usage: TokenUsage | None
+    rated_us: int | None
+
+    def known(self, waiting: tuple[Open, ...]) -> Known:
+        """Return how the attempt stands after it."""
+        return Known(self.after, self.number + 1, waiting)
+
+
+class Posting(msgspec.Struct, frozen=True):
+    """One entry and what it moves: a step of its attempt, or nothing.
+
+    `resolution_id` is the decision of this server that it repeats.
+    """
+
+    read: Read
+    subject: str | None
+    step: Step | None
+    resolution_id: int | None
+    quarantine: str | None
+
+
+ResolutionFact: TypeAlias = Reconciled | WrittenOff | Adjusted
+
+
+class Open(msgspec.Struct, frozen=True):
+    """A decision of this server that the node has not written down yet."""
+
+    id: int
+    fact: ResolutionFact
+
+
+class Known(msgspec.Struct, frozen=True):
+    """An attempt as it stands here, after so many steps."""
+
+    standing: Standing
+    steps: int
+    waiting: tuple[Open, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptState:
-    """How far an attempt has come: its last entry, which the next outcome would close."""
+class Heading:
+    """What use is summed under."""
 
-    provider: str | None
-    model: str | None
-    hold_currency: str | None
-    last_seq: int
-    last_kind: str
+    provider: str
+    model: str
+    centre: CostCentre
+    level: str
+    region: str
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Posting:
-    """One entry and what it moves: a hold put up, a hold closed, tokens and money spent."""
-
-    entry: LedgerEntry
-    attempt_id: str
-    provider: str | None = None
-    model: str | None = None
-    usage: TokenUsage | None = None
-    cost: Cost | None = None
-    rated_us: int | None = None
-    hold: Cost | None = None
-    closes_seq: int | None = None
-    dispute: str | None = None
-
-
-def check_batch(batch: Batch) -> None:
-    """Refuse a batch that names nobody, is out of bounds or skips a seq."""
-    for what, value in (("tenant", batch.tenant), ("node", batch.node), ("epoch", batch.epoch)):
-        if not _IDENTITY.fullmatch(value):
-            raise BatchRefusedError(
-                RefusalKind.UNREADABLE,
-                f"{what} {value[:80]!r} is no name: use up to 64 letters, digits, '.', '_', '-'",
-            )
-    if len(batch.entries) > ENTRIES_MAX:
-        raise BatchRefusedError(
-            RefusalKind.UNREADABLE,
-            f"{len(batch.entries)} entries in one batch: send {ENTRIES_MAX} at most",
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Its parts, in the order of the table's columns."""
+        centre = self.centre
+        return (
+            self.provider,
+            self.model,
+            centre.line,
+            centre.product,
+            centre.department,
+            centre.application,
+            centre.function,
+            centre.agent,
+            self.level,
+            self.region,
         )
-    for place, entry in enumerate(batch.entries):
-        if entry.seq != batch.first_seq + place or not 1 <= entry.seq <= SEQ_MAX:
-            raise BatchRefusedError(
-                RefusalKind.UNREADABLE, f"entry {entry.seq} is out of order in its batch"
-            )
-        if len(entry.body) > BODY_BYTES_MAX:
-            raise BatchRefusedError(
-                RefusalKind.UNREADABLE,
-                f"entry {entry.seq} has {len(entry.body)} bytes, more than {BODY_BYTES_MAX}",
-            )
+
+    @property
+    def digest(self) -> bytes:
+        """What it is found by."""
+        return hashlib.sha256(chain.canonical(self.words)).digest()
 
 
-def read_fact(entry: LedgerEntry) -> LedgerFact:
-    """Read an entry's fact; refuses a body that `chain` would not have written for it."""
-    try:
-        fact = chain.fact_of(entry)
-        again = chain.make_entry(
-            fact, epoch=entry.epoch, seq=entry.seq, at_us=entry.at_us, prev_hash=entry.prev_hash
-        )
-    except (LedgerCorruptError, ValueError, RecursionError) as error:
-        raise _broken(entry, f"its body is no fact this server knows ({error})") from error
-    if again.body != entry.body:
-        raise _broken(entry, "its body is not written in the canonical way")
-    if not 0 <= entry.at_us <= AT_US_MAX:
-        raise _broken(entry, f"its time {entry.at_us} is no instant")
-    _check_values(entry, fact)
-    return fact
-
-
-def post(
-    facts: Iterable[tuple[LedgerEntry, LedgerFact]], attempts: MutableMapping[str, AttemptState]
-) -> list[Posting]:
-    """Say what each entry moves, given the attempts known before; `attempts` is carried on."""
-    postings: list[Posting] = []
-    for entry, fact in facts:
-        posting = _post_one(entry, fact, attempts)
-        if posting.dispute is None:
-            attempts[posting.attempt_id] = AttemptState(
-                provider=posting.provider,
-                model=posting.model,
-                hold_currency=None if posting.hold is None else posting.hold.currency,
-                last_seq=entry.seq,
-                last_kind=entry.kind,
-            )
-        postings.append(posting)
-    return postings
-
-
-def _post_one(  # noqa: PLR0911  # one for each way it can go
-    entry: LedgerEntry, fact: LedgerFact, attempts: MutableMapping[str, AttemptState]
-) -> Posting:
-    if isinstance(fact, Intent):
-        attempt = fact.attempt
-        if attempt.id in attempts:
-            return _disputed(entry, attempt.id, f"a second intent for attempt {attempt.id}")
-        return Posting(
-            entry=entry,
-            attempt_id=attempt.id,
-            provider=attempt.provider,
-            model=attempt.model,
-            hold=fact.hold,
-        )
-    if not isinstance(fact, Settled | NotBilled | Indeterminate):
-        return _disputed(entry, subject_of(fact), f"a {entry.kind} entry, which moves nothing yet")
-    known = attempts.get(fact.attempt_id)
-    if known is None:
-        return _disputed(
-            entry, fact.attempt_id, f"an outcome of attempt {fact.attempt_id}, which has no intent"
-        )
-    if known.last_kind != "intent":
-        return _disputed(entry, fact.attempt_id, f"a second outcome of attempt {fact.attempt_id}")
-    if isinstance(fact, Indeterminate) and fact.hold.currency != known.hold_currency:
-        return _disputed(
-            entry, fact.attempt_id, f"attempt {fact.attempt_id} is held in another currency"
-        )
-    return Posting(
-        entry=entry,
-        attempt_id=fact.attempt_id,
-        provider=known.provider,
-        model=known.model,
-        usage=fact.usage if isinstance(fact, Settled) else None,
-        cost=fact.cost if isinstance(fact, Settled) else None,
-        rated_us=fact.rated_at_us if isinstance(fact, Settled) else None,
-        hold=fact.hold if isinstance(fact, Indeterminate) else None,
-        closes_seq=known.last_seq,
+def heading_of(attempt: Attempt) -> Heading:
+    """Return what an attempt is summed under."""
+    return Heading(
+        provider=attempt.provider,
+        model=attempt.model,
+        centre=attempt.centre,
+        level=attempt.level,
+        region=attempt.region,
     )
 
 
-def _disputed(entry: LedgerEntry, attempt_id: str, words: str) -> Posting:
-    return Posting(entry=entry, attempt_id=attempt_id, dispute=f"entry {entry.seq}: {words}")
+def read_lines(lines: Iterable[Line]) -> list[Read]:
+    """Read what lines say; a line that says nothing that can be understood is kept as such."""
+    return [_read(line) for line in lines]
 
 
-def _broken(entry: LedgerEntry, words: str) -> BatchRefusedError:
-    return BatchRefusedError(RefusalKind.BROKEN, f"entry {entry.seq}: {words}")
+def _read(line: Line) -> Read:
+    body = line.body
+    try:
+        # A canonical body of today says last what it is.
+        said = _KIND_BY_END.get(body[body.rfind(b',"kind":') :])
+        kind, at_us, fact = chain.read_body(line.seq, body, said)
+        # Comparing what this version would write is cheap; what it would not may be of version 1.
+        if chain.body_of(fact, kind=kind, at_us=at_us) != body and not chain.is_canonical(
+            line.seq, body
+        ):
+            why: str | None = "its body is not written in the canonical way"
+        else:
+            why = absurd(fact, at_us)
+        if why is None and len(body) > BODY_BYTES_MAX:
+            why = f"it has {len(body)} bytes, more than {BODY_BYTES_MAX}"
+    except (LedgerCorruptError, ValueError, TypeError, RecursionError) as error:
+        return _unread(line, str(error))
+    if why is not None:
+        return _unread(line, why)
+    return Read(line, kind, at_us, fact, None)
 
 
-def _check_values(entry: LedgerEntry, fact: LedgerFact) -> None:
-    """Refuse values that would not survive a column: a fact read from JSON has no types."""
-    if isinstance(fact, Intent):
-        _check_name(entry, "provider", fact.attempt.provider)
-        _check_name(entry, "model", fact.attempt.model)
-        _check_name(entry, "attempt", fact.attempt.id)
-        _check_usage(entry, fact.worst)
-        _check_cost(entry, fact.hold)
-        return
-    _check_name(entry, "subject", subject_of(fact))
+def _unread(line: Line, why: str) -> Read:
+    kind, at_us = UNREADABLE, None
+    with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        head = _HEAD.decode(line.body)
+        if _is_name(head.kind):
+            kind = head.kind
+        if head.at_us is not None and 0 <= head.at_us <= AT_US_MAX:
+            at_us = head.at_us
+    return Read(line, kind, at_us, None, _bounded(why))
+
+
+def _bounded(words: str) -> str:
+    plain = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in words)
+    return plain if len(plain) <= WORDS_MAX else plain[: WORDS_MAX - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def post(reads: Iterable[Read], attempts: MutableMapping[str, Known]) -> list[Posting]:
+    """Say what each entry moves, given the attempts known before; `attempts` is carried on."""
+    return [_post_one(read, attempts) for read in reads]
+
+
+_SUBJECT: dict[type[LedgerFact], Callable[[Any], str]] = {
+    kind: attrgetter(
+        {
+            Reserved: "attempt.id",
+            Intent: "attempt.id",
+            Outcome: "escalation_id",
+            Leased: "lease_id",
+            EpochOpened: "previous_epoch",
+        }.get(kind, "attempt_id")
+    )
+    for kind in chain.KINDS.values()
+}
+"""As `attempts.subject_of`, without looking for it anew."""
+
+
+def is_about_attempt(fact: LedgerFact) -> TypeGuard[AttemptFact]:
+    """Say whether a fact is a step of an attempt."""
+    return type(fact) not in _NO_STEPS
+
+
+_NO_STEPS = frozenset({Outcome, Leased, EpochOpened})
+
+
+def subjects(reads: Iterable[Read]) -> set[str]:
+    """Return the attempts that `reads` are about."""
+    return {
+        _SUBJECT[type(read.fact)](read.fact)
+        for read in reads
+        if read.fact is not None and is_about_attempt(read.fact)
+    }
+
+
+def _post_one(read: Read, attempts: MutableMapping[str, Known]) -> Posting:
+    fact = read.fact
+    if fact is None or read.at_us is None:
+        return Posting(read, None, None, None, read.why or "it says nothing")
+    subject: str = _SUBJECT[type(fact)](fact)
+    if not is_about_attempt(fact):
+        if isinstance(fact, EpochOpened) and read.line.seq != 1:
+            return Posting(
+                read, subject, None, None, "an epoch is opened by its first entry and by no other"
+            )
+        return Posting(read, subject, None, None, None)
+    known = attempts.get(subject)
+    if known is not None and known.waiting:
+        for waiting in known.waiting:
+            if waiting.fact == fact:
+                rest = tuple(one for one in known.waiting if one is not waiting)
+                attempts[subject] = Known(known.standing, known.steps, rest)
+                return Posting(read, subject, None, waiting.id, None)
+    try:
+        step = take_step(known, fact, at_us=read.at_us)
+    except ValueError as error:
+        return Posting(read, subject, None, None, _bounded(str(error)))
+    attempts[subject] = step.known(() if known is None else known.waiting)
+    return Posting(read, subject, step, None, None)
+
+
+def take_step(known: Known | None, fact: AttemptFact, *, at_us: int) -> Step:
+    """Return the step that `fact` is; raises `ValueError` when it may not follow."""
+    before = None if known is None else known.standing
+    after = advance(before, fact, at_us=at_us)
+    usage = rated_us = None
     if isinstance(fact, Settled):
-        _check_usage(entry, fact.usage)
-        if not isinstance(fact.rated_at_us, int) or not 0 <= fact.rated_at_us <= AT_US_MAX:
-            raise _broken(entry, f"it was rated at {fact.rated_at_us!r}, which is no instant")
-        if fact.cost is not None:
-            _check_cost(entry, fact.cost)
-    elif isinstance(fact, Indeterminate):
-        _check_cost(entry, fact.hold)
+        usage, rated_us = fact.usage, fact.rated_at_us
+    elif isinstance(fact, Reconciled) and before is not None:
+        # What was counted when it was settled without a price is not counted again.
+        usage = fact.usage if before.state is State.INDETERMINATE else None
+    return Step(
+        number=0 if known is None else known.steps,
+        before=before,
+        after=after,
+        usage=usage,
+        rated_us=rated_us,
+    )
 
 
-def _check_name(entry: LedgerEntry, what: str, value: object) -> None:
-    if not isinstance(value, str) or not value or len(value) > NAME_CHARS_MAX:
-        raise _broken(entry, f"its {what} is no text of 1 to {NAME_CHARS_MAX} characters")
-    if not value.isprintable():
-        raise _broken(entry, f"its {what} {value[:80]!r} holds characters that cannot be printed")
+def absurd(fact: LedgerFact, at_us: int) -> str | None:
+    """Say what no honest node can have meant; None when there is nothing."""
+    if not 0 <= at_us <= AT_US_MAX:
+        return f"its time {at_us} is no instant"
+    try:
+        _CHECKS[type(fact)](fact)
+    except _AbsurdError as error:
+        return str(error)
+    return None
 
 
-def _check_usage(entry: LedgerEntry, usage: TokenUsage) -> None:
-    for count in (
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cache_read,
-        usage.image,
-        usage.reasoning,
+class _AbsurdError(Exception):
+    """A value that cannot be meant."""
+
+
+def _check_attempt(attempt: Attempt) -> None:
+    centre = attempt.centre
+    names = (attempt.id, attempt.escalation_id, attempt.provider, attempt.model)
+    words = (
+        centre.line,
+        centre.product,
+        centre.department,
+        centre.application,
+        centre.function,
+        centre.agent,
+        attempt.level,
+        attempt.region,
+    )
+    # All together first: looking at each costs more than all the rest of reading an entry.
+    together = "".join((*names, *words))
+    if all(names) and len(together) <= NAME_CHARS_MAX and together.isprintable():
+        return
+    for what, value in zip(("attempt", "escalation", "provider", "model"), names, strict=True):
+        _check_name(what, value)
+    _check_words((*CostCentre.__slots__, "level", "region"), words)
+
+
+def _check_centre(centre: CostCentre) -> None:
+    names = CostCentre.__slots__
+    _check_words(names, [getattr(centre, name) for name in names])
+
+
+def _check_words(names: Sequence[str], words: Sequence[str]) -> None:
+    for name, value in zip(names, words, strict=True):
+        if not _is_text(value):
+            raise _AbsurdError(f"its {name} is no text of at most {NAME_CHARS_MAX} characters")
+
+
+def _check_name(what: str, value: str) -> None:
+    if not _is_name(value):
+        raise _AbsurdError(
+            f"its {what} {value[:80]!r} is no text of 1 to {NAME_CHARS_MAX} characters"
+            " that can be printed"
+        )
+
+
+def _is_name(value: str) -> bool:
+    return 0 < len(value) <= NAME_CHARS_MAX and value.isprintable()
+
+
+def _is_text(value: str) -> bool:
+    return len(value) <= NAME_CHARS_MAX and value.isprintable()
+
+
+def _check_usage(usage: TokenUsage) -> None:
+    # No count is negative, or there were no usage: so the sums bound each.
+    if usage.input_tokens > TOKENS_MAX or usage.output_tokens > TOKENS_MAX:
+        raise _AbsurdError(
+            f"{usage.input_tokens} and {usage.output_tokens} tokens in one request,"
+            f" more than {TOKENS_MAX}"
+        )
+
+
+def _check_cost(cost: Cost) -> None:
+    _check_amount(cost.pico)
+    together = "".join((cost.currency, *cost.rows))
+    if (
+        cost.currency
+        and all(cost.rows)
+        and len(cost.rows) <= ROWS_MAX
+        and len(together) <= NAME_CHARS_MAX
+        and together.isprintable()
     ):
-        # `True` is an int to Python and a fault here.
-        if type(count) is not int or not 0 <= count <= TOKENS_MAX:
-            raise _broken(entry, f"a count of tokens is {count!r}, not 0 to {TOKENS_MAX}")
-
-
-def _check_cost(entry: LedgerEntry, cost: Cost) -> None:
-    if type(cost.pico) is not int or not 0 <= cost.pico <= PICO_MAX:
-        raise _broken(entry, f"an amount is {cost.pico!r}, not 0 to {PICO_MAX} pico-units")
-    _check_name(entry, "currency", cost.currency)
+        return
+    _check_name("currency", cost.currency)
     if len(cost.rows) > ROWS_MAX:
-        raise _broken(entry, f"{len(cost.rows)} price rows for one request, more than {ROWS_MAX}")
+        raise _AbsurdError(f"{len(cost.rows)} price rows for one request, more than {ROWS_MAX}")
     for row in cost.rows:
-        _check_name(entry, "price row", row)
+        _check_name("price row", row)
+
+
+def _check_amount(amount: int) -> None:
+    if not 0 <= amount <= AMOUNT_MAX:
+        raise _AbsurdError(f"an amount is {amount}, not 0 to {AMOUNT_MAX}")
+
+
+def _check_instant(what: str, at_us: int) -> None:
+    if not 0 <= at_us <= AT_US_MAX:
+        raise _AbsurdError(f"it was {what} at {at_us}, which is no instant")
+
+
+def _check_announced(fact: Reserved | Intent) -> None:
+    _check_attempt(fact.attempt)
+    _check_usage(fact.worst)
+    _check_cost(fact.hold)
+
+
+def _check_settled(fact: Settled) -> None:
+    _check_name("attempt", fact.attempt_id)
+    _check_usage(fact.usage)
+    _check_instant("rated", fact.rated_at_us)
+    _check_instant("started", fact.started_at_us)
+    if fact.cost is not None:
+        _check_cost(fact.cost)
+    if fact.other_cost is not None:
+        _check_cost(fact.other_cost)
+
+
+def _check_indeterminate(fact: Indeterminate) -> None:
+    _check_name("attempt", fact.attempt_id)
+    _check_cost(fact.hold)
+
+
+def _check_ended(fact: NotBilled | WrittenOff) -> None:
+    _check_name("attempt", fact.attempt_id)
+
+
+def _check_reconciled(fact: Reconciled) -> None:
+    _check_name("attempt", fact.attempt_id)
+    _check_cost(fact.cost)
+    if fact.usage is not None:
+        _check_usage(fact.usage)
+
+
+def _check_adjusted(fact: Adjusted) -> None:
+    _check_name("attempt", fact.attempt_id)
+    _check_cost(fact.after)
+    if fact.before is not None:
+        _check_cost(fact.before)
+
+
+def _check_outcome(fact: Outcome) -> None:
+    _check_name("escalation", fact.escalation_id)
+    _check_centre(fact.centre)
+
+
+def _check_leased(fact: Leased) -> None:
+    _check_name("lease", fact.lease_id)
+    _check_name("budget", fact.budget)
+    _check_amount(fact.limit)
+    _check_instant("lent from", fact.from_us)
+    _check_instant("lent until", fact.until_us)
+
+
+def _check_opened(fact: EpochOpened) -> None:
+    _check_name("epoch before", fact.previous_epoch)
+
+
+_CHECKS: dict[type[LedgerFact], Callable[[Any], None]] = {
+    Reserved: _check_announced,
+    Intent: _check_announced,
+    Settled: _check_settled,
+    NotBilled: _check_ended,
+    Indeterminate: _check_indeterminate,
+    Reconciled: _check_reconciled,
+    WrittenOff: _check_ended,
+    Adjusted: _check_adjusted,
+    Outcome: _check_outcome,
+    Leased: _check_leased,
+    EpochOpened: _check_opened,
+}

@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+import structlog
 import uvicorn
 
 from qcbridge.billing.app import create_app
 from qcbridge.billing.consumer import MqttConsumer
+from qcbridge.billing.engine import Database
 from qcbridge.billing.intake import Intake
+from qcbridge.billing.keys import Trust
 from qcbridge.billing.store import BillingStore
+from qcbridge.billing.witness import Witness, key_path, open_key
 from qcnode.errors import BillingError
 from qcnode.listen import listen
 
@@ -25,8 +29,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
     from datetime import datetime
+    from pathlib import Path
 
     from qcbridge.billing.consumer import Broker
+
+log = structlog.get_logger()
 
 TOKEN_CHARS_MIN = 16
 SHUTDOWN_TIMEOUT_S = 1
@@ -41,8 +48,15 @@ class ServerOptions:
     port: int
     token: str | None = field(default=None, repr=False)
     broker: Broker | None = None
+    key_file: Path | None = None
+    enrol_first: bool = False
 
     def __post_init__(self) -> None:
+        if self.enrol_first and not _is_loopback(self.host):
+            raise BillingError(
+                f"--enrol-first believes every stranger, and {self.host} can be reached from"
+                " outside: register the nodes with `qcnode billing node add`"
+            )
         if self.token is None and not _is_loopback(self.host):
             raise BillingError(
                 f"{self.host} can be reached from outside and no token is set: put one in"
@@ -62,9 +76,19 @@ def run_server(
         listener = stack.enter_context(
             listen(options.host, options.port, fix="stop what is there, or choose another --port")
         )
-        store = BillingStore(options.url, now=now)
-        stack.callback(store.close)
-        store.migrate()
+        database = Database(options.url)
+        stack.callback(database.close)
+        database.migrate()
+        store = BillingStore(
+            database,
+            now=now,
+            trust=Trust.FIRST if options.enrol_first else Trust.REGISTERED,
+            witness=Witness(open_key(key_path(database, options.key_file))),
+        )
+        if options.enrol_first:
+            log.warning(
+                "whoever sends first in a node's name is believed: for a demo, and nothing else"
+            )
         intake = Intake(store)
         # Without a token, no web page may reach these books under a name of its own.
         hosts = ["*"] if options.token else ["localhost", "127.0.0.1", "[::1]", options.host]
@@ -92,7 +116,8 @@ def run_server(
             consumer = MqttConsumer(options.broker, intake, on_death=stop_for_death)
             stack.callback(consumer.stop)
             consumer.start()
-        tell(f"billing listens at http://{_address(listener)}/ and keeps its books in {store.name}")
+        where = f"http://{_address(listener)}/"
+        tell(f"billing listens at {where} and keeps its books in {database.name}")
         server.run(sockets=[listener])
     return not died
 

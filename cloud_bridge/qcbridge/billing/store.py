@@ -1,89 +1,79 @@
-"""Everything the nodes reported, kept once.
+"""Where batches are taken: everything the nodes reported, kept once.
 
 A batch is one transaction: the row of its ledger is locked, what is already stored is
-compared hash by hash, the chain is verified from the stored head, the rest is added and
-the head moved on; only after the commit does anybody hear of it. So a receipt is never
-early, a batch sent again changes nothing and gets the same receipt, and two batches of
-one ledger never mix. Entries are added, never changed; the database itself refuses it.
+compared hash by hash, the rest is added where it hangs on the stored head, and the head
+moved on; only after the commit does anybody hear of it. So a receipt is never early, a
+batch sent again changes nothing, and two batches of one ledger never mix. A batch that
+comes before its time is parked, and taken with the one that closes the gap; so money
+moves in the order of the chain, whatever order batches come in. Entries are added, never
+changed; the database itself refuses it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import sqlite3
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    InterfaceError,
-    NoSuchModuleError,
-    OperationalError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import NullPool
 
-from qcbridge.billing.invoices import SCRIPTED, BillEntry, to_us
-from qcbridge.billing.postings import (
-    AttemptState,
+from qcbridge.billing.engine import insert_into
+from qcbridge.billing.invoices import to_us
+from qcbridge.billing.keys import Trust, check_signature
+from qcbridge.billing.lending import count_and_lend
+from qcbridge.billing.offers import (
     BatchRefusedError,
-    Posting,
+    Offer,
     RefusalKind,
-    check_batch,
-    post,
-    read_fact,
+    check_links,
+    read_offer,
 )
-from qcbridge.billing.tables import ENTRY, LEDGER, REFUSAL
-from qcnode.books import batch as batches
+from qcbridge.billing.postings import post, read_lines, subjects
+from qcbridge.billing.resolutions import pending, released
+from qcbridge.billing.rows import (
+    Headings,
+    entry_rows,
+    headings_of,
+    insert_entries,
+    known_attempts,
+)
+from qcbridge.billing.tables import ENTRY, FORK, LEDGER, PARKED, REFUSAL, RESOLUTION
 from qcnode.books import chain
-from qcnode.books.attempts import subject_of
-from qcnode.errors import BillingError, LedgerCorruptError
-from qcnode.money import Cost, Receipt, TokenUsage
+from qcnode.books.seals import Checkpoint, origin_of
+from qcnode.ids import IdMaker
+from qcnode.money import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from qcbridge.billing.invoices import Period
-    from qcnode.money import LedgerEntry, LedgerFact
+    from qcbridge.billing.engine import Database
+    from qcbridge.billing.postings import Heading, Posting, Read
+    from qcbridge.billing.witness import Witness
 
 log = structlog.get_logger()
 
-MIGRATIONS = Path(__file__).parent / "migrations"
 REFUSALS_MAX = 10_000
 """A sender gone mad fills no disk: beyond this many different refusals only the log has them."""
 SAMPLE_CHARS_MAX = 16 * 1024
-CONNECT_TIMEOUT_S = 5
-LOCK_TIMEOUT_S = 10
-_HALF = 2**32
-_MIGRATION_LOCK = 0x71636269  # Any number, the same for all servers of one database.
+PARKED_MAX = 32
+"""Batches of one ledger that may wait for those before them; more are asked for again."""
+TOLD_MAX = 100
+"""Quarantined entries, gaps and decisions that one receipt names."""
 
 
-class StoreUnavailableError(BillingError):
-    """The database cannot be reached or is busy; the same again later may succeed."""
-
-
-class Outcome(StrEnum):
+class Fate(StrEnum):
     """What became of a batch."""
 
     TAKEN = "taken"
     REPEATED = "repeated"
     """Everything in it was stored before."""
+    PARKED = "parked"
+    """Entries before it are missing; it waits, and the receipt asks for them."""
     GAP = "gap"
-    """Entries before it are missing, and the receipt asks for them."""
+    """As parked, and there was no room for it."""
     REFUSED = "refused"
 
 
@@ -91,306 +81,272 @@ class Outcome(StrEnum):
 class Taken:
     """What became of a batch, how many entries were new, and the receipt for its node."""
 
-    outcome: Outcome
+    fate: Fate
     stored: int
     receipt: Receipt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerHead:
-    """How far one ledger file of one node has come."""
+class _ForkError(BatchRefusedError):
+    """Two entries under one identity."""
 
-    node: str
-    epoch: str
+    def __init__(self, words: str, *, seq: int, stored: bytes, offered: bytes) -> None:
+        super().__init__(RefusalKind.FORK, words)
+        self.seq = seq
+        self.stored = stored
+        self.offered = offered
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """A locked row of `ledger`, and what this transaction adds to it."""
+
+    id: int
     acked_seq: int
-    head_hash: str
-    last_us: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Settled and priced attempts of one currency, the scripted provider's by themselves."""
-
-    currency: str
-    scripted: bool
-    attempts: int
-    cost_pico: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
-    """One tenant's books in one look, under the names the node's own totals have.
-
-    `cost_pico` is measured, and `measured` says which part of it is of the scripted
-    provider, which charges nobody; `scripted` is whether any attempt here is, and
-    `scripted_only` whether all are; `held_pico` is what open and indeterminate attempts can cost
-    at most; unpriced and disputed entries are counted, because a sum would be a guess.
-    """
-
-    tenant: str
-    entries: int
-    attempts: int
-    open: int
-    settled: int
-    not_billed: int
-    indeterminate: int
-    unpriced: int
-    disputed: int
-    input_tokens: int
-    output_tokens: int
-    cost_pico: dict[str, int]
-    held_pico: dict[str, int]
-    scripted: bool
-    scripted_only: bool
-    measured: tuple[Measured, ...]
-    ledgers: tuple[LedgerHead, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Something that was offered and not taken."""
-
-    kind: str
-    words: str
-    tenant: str | None
-    node: str | None
-    epoch: str | None
-    first_seq: int | None
-    times: int
-    last_us: int
+    head_hash: bytes
+    now_us: int
+    fresh: list[Read] = field(default_factory=list)
+    """What was added, in order."""
+    note: str | None = None
+    """The node's own note about the head, if it came with it."""
+    headings: dict[str, Heading] = field(default_factory=dict)
+    ids: dict[str, int] = field(default_factory=dict)
+    forks: list[tuple[_ForkError, Offer]] = field(default_factory=list)
 
 
 class BillingStore:
-    """The billing database, SQLite or PostgreSQL by its URL; any thread may use it."""
+    """Takes batches into a billing database; any thread may use it."""
 
-    def __init__(self, url: str, *, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        now: Callable[[], datetime],
+        trust: Trust = Trust.REGISTERED,
+        witness: Witness | None = None,
+        new_id: Callable[[], str] | None = None,
+    ) -> None:
+        self._database = database
         self._now = now
-        self._engine = _make_engine(url)
-        self._is_sqlite = self._engine.dialect.name == "sqlite"
-        # Batches take SQLite's write lock at once, instead of failing half-way for it;
-        # readers of several statements see one moment of the books.
-        self._writer = self._engine.execution_options(sqlite_begin="IMMEDIATE")
-        self._reader = (
-            self._engine
-            if self._is_sqlite
-            else self._engine.execution_options(isolation_level="REPEATABLE READ")
-        )
+        self._trust = trust
+        self._witness = witness
+        self._new_id = new_id or IdMaker(lambda: to_us(now()) // 1_000)
+        self._headings = Headings()
 
     @property
-    def name(self) -> str:
-        """The database's address without its password."""
-        return self._engine.url.render_as_string(hide_password=True)
+    def database(self) -> Database:
+        """Where it keeps what it takes."""
+        return self._database
 
-    def close(self) -> None:
-        """Let go of all connections; closing twice is harmless."""
-        self._engine.dispose()
+    def take(self, offer: Offer) -> Taken:
+        """Store what is new in `offer`; what is returned is durable.
 
-    def migrate(self) -> None:
-        """Bring the schema up to date; several servers may do this at the same time.
-
-        A database that holds something else is refused before anything is written to it.
+        What cannot be taken is refused in the receipt: its `problem` says why and its
+        `acked_seq` has not moved.
         """
-        self._look()
-        with _plain_errors(), self._writer.connect() as db:
-            if not self._is_sqlite:
-                db.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            config = _alembic_config()
-            config.attributes["connection"] = db
-            command.upgrade(config, "head")
-            db.commit()
-
-    def check_schema(self) -> None:
-        """Raise `BillingError` when this is no billing database of this version."""
-        database = self._engine.url.database
-        if self._is_sqlite and not (database and Path(database).is_file()):
-            raise BillingError(
-                f"no billing database at {database}: name one with --url,"
-                " or make it with `qcnode billing serve`"
-            )
-        current = self._look()
-        wanted = ScriptDirectory.from_config(_alembic_config()).get_current_head()
-        if current != wanted:
-            raise BillingError(
-                f"the billing database {self.name} is at version {current or 'none'}, not"
-                f" {wanted}: start `qcnode billing serve` on it once"
-            )
-
-    def _look(self) -> str | None:
-        """Return the version that is there, and refuse what is no billing database.
-
-        A file is opened for reading only: it may be one that another program is writing.
-        """
-        engine = self._reader
-        if self._is_sqlite:
-            file = Path(self._engine.url.database or "")
-            if not file.is_file():
-                return None
-            engine = sa.create_engine(
-                "sqlite://", creator=lambda: _connect_reading(file), poolclass=NullPool
-            )
-        with _plain_errors(), engine.connect() as db:
-            tables = set(sa.inspect(db).get_table_names())
-            current = MigrationContext.configure(db).get_current_revision()
-        if current is None and tables - {"alembic_version"}:
-            raise BillingError(
-                f"{self.name}: this is no billing database (a node's ledger?): give the one"
-                " that `qcnode billing serve` keeps"
-            )
-        known = ScriptDirectory.from_config(_alembic_config()).walk_revisions()
-        if current is not None and current not in {script.revision for script in known}:
-            raise BillingError(
-                f"{self.name}: at version {current}, which this qcnode does not know: install"
-                " a newer one, or give the database that `qcnode billing serve` keeps"
-            )
-        return current
-
-    def ping(self) -> None:
-        """Return when the database answers; raises `StoreUnavailableError`."""
-        with _plain_errors(), self._reader.connect() as db:
-            db.execute(sa.select(LEDGER.c.id).limit(1)).all()
-
-    def ingest(self, batch: batches.Batch) -> Receipt:
-        """Store what is new in `batch`, and return the receipt once that is durable.
-
-        A batch that names nobody or is out of bounds raises `BatchRefusedError`. A fork
-        or a broken chain is refused in the receipt: its `problem` says why and its
-        `acked_seq` has not moved. A problem beside a seq that covers the batch is an
-        entry stored and disputed.
-        """
-        return self.take(batch).receipt
-
-    def take(self, batch: batches.Batch) -> Taken:
-        """Do what `ingest` does, and say what became of the batch besides."""
-        check_batch(batch)
         try:
-            facts = [(entry, read_fact(entry)) for entry in batch.entries]
-            with _plain_errors(), self._writer.connect() as db:
-                return self._take(db, batch, facts)  # Leaving without a commit rolls back.
+            check_links(offer)
+            reads = read_lines(offer.lines)
+            with self._database.writing() as db:
+                check_signature(db, offer, now_us=to_us(self._now()), trust=self._trust)
+                ledger = self._lock(db, offer)
+                taken = self._take(db, ledger, offer, reads)
+                db.commit()
         except BatchRefusedError as refused:
-            self.record_refusal(
-                refused.kind,
-                str(refused),
-                offered=b"".join(entry.body + b"\n" for entry in batch.entries),
-                identity=batch.entries[-1].hash,
-                batch=batch,
-            )
-            with _plain_errors(), self._reader.connect() as db:
-                head = db.execute(_select_head(batch)).one_or_none()
-            acked_seq, head_hash = (
-                _start_of(batch) if head is None else (head.acked_seq, head.head_hash)
-            )
-            return Taken(
-                outcome=Outcome.REFUSED,
-                stored=0,
-                receipt=_receipt(batch, acked_seq, head_hash, str(refused)),
-            )
+            self.record_refusal(refused, offered=offer.raw, offer=offer)
+            return Taken(fate=Fate.REFUSED, stored=0, receipt=self._refusal(offer, str(refused)))
+        self._headings.keep(ledger.headings, ledger.ids)
+        for fork, parked in ledger.forks:
+            self.record_refusal(fork, offered=parked.raw, offer=parked)
+        return taken
 
     def _take(
-        self, db: sa.Connection, batch: batches.Batch, facts: list[tuple[LedgerEntry, LedgerFact]]
+        self, db: sa.Connection, ledger: _Ledger, offer: Offer, reads: Sequence[Read]
     ) -> Taken:
-        now_us = to_us(self._now())
-        ledger_id, acked_seq, head_hash = self._lock_head(db, batch, now_us)
-        if batch.first_seq > acked_seq + 1:
-            return Taken(
-                outcome=Outcome.GAP, stored=0, receipt=_receipt(batch, acked_seq, head_hash, None)
+        if offer.first_seq > ledger.acked_seq + 1:
+            fate = _park(db, ledger, offer)
+        else:
+            self._add(db, ledger, offer, reads)
+            fate = Fate.TAKEN if ledger.fresh else Fate.REPEATED
+            self._drain(db, ledger)
+        if ledger.fresh:
+            db.execute(
+                sa.update(LEDGER)
+                .where(LEDGER.c.id == ledger.id)
+                .values(
+                    acked_seq=ledger.acked_seq, head_hash=ledger.head_hash, last_us=ledger.now_us
+                )
             )
-        problems = _compare_stored(db, ledger_id, batch, acked_seq)
-        fresh = facts[acked_seq + 1 - batch.first_seq :]
-        if not fresh:
-            return Taken(
-                outcome=Outcome.REPEATED,
-                stored=0,
-                receipt=_receipt(batch, acked_seq, head_hash, _summary(problems)),
-            )
-        first = fresh[0][0]
-        if first.prev_hash != head_hash:
-            raise BatchRefusedError(
-                RefusalKind.FORK,
-                f"entry {first.seq} follows another entry {acked_seq} than the one stored here:"
-                " this ledger was restored or copied, let the node open a new epoch",
-            )
-        try:
-            chain.verify(
-                (entry for entry, _ in fresh),
-                epoch=batch.epoch,
-                after_seq=acked_seq,
-                prev_hash=head_hash,
-            )
-        except LedgerCorruptError as error:
-            raise BatchRefusedError(RefusalKind.BROKEN, str(error)) from error
-        postings = post(fresh, _known_attempts(db, ledger_id, [fact for _, fact in fresh]))
-        db.execute(sa.insert(ENTRY), [_row(ledger_id, now_us, posting) for posting in postings])
-        last = fresh[-1][0]
-        db.execute(
-            sa.update(LEDGER)
-            .where(LEDGER.c.id == ledger_id)
-            .values(acked_seq=last.seq, head_hash=last.hash, last_us=now_us)
+        receipt = Receipt(
+            epoch=offer.epoch,
+            acked_seq=ledger.acked_seq,
+            head_hash=ledger.head_hash.hex(),
+            server_time_us=ledger.now_us,
+            missing=_missing(db, ledger, offer, fate),
+            quarantined=_quarantined(db, ledger),
+            note=self._note(db, ledger, offer),
+            resolutions=pending(db, ledger.id, limit=TOLD_MAX),
+            leases=count_and_lend(
+                db,
+                tenant=offer.tenant,
+                node=offer.node,
+                ledger_id=ledger.id,
+                reads=ledger.fresh,
+                now_us=ledger.now_us,
+                new_id=self._new_id,
+            ),
         )
-        db.commit()
-        problems += [posting.dispute for posting in postings if posting.dispute is not None]
-        return Taken(
-            outcome=Outcome.TAKEN,
-            stored=len(postings),
-            receipt=_receipt(batch, last.seq, last.hash, _summary(problems)),
-        )
+        if self._witness is not None:
+            receipt = self._witness.vouch(receipt)
+        return Taken(fate=fate, stored=len(ledger.fresh), receipt=receipt)
 
-    def _lock_head(
-        self, db: sa.Connection, batch: batches.Batch, now_us: int
-    ) -> tuple[int, int, bytes]:
-        """Hold this ledger's row until the transaction ends, and return id, seq and hash."""
-        wanted = _select_head(batch).with_for_update()
+    def _note(self, db: sa.Connection, ledger: _Ledger, offer: Offer) -> str | None:
+        """Sign what this server has now; of nothing there is no note."""
+        if self._witness is None or ledger.acked_seq == 0:
+            return None
+        checkpoint = Checkpoint(
+            origin=origin_of(offer.tenant, offer.node, offer.epoch),
+            size=ledger.acked_seq,
+            head_hash=ledger.head_hash,
+        )
+        if ledger.fresh:
+            return self._witness.seal(
+                db, ledger.id, checkpoint, node_note=ledger.note, now_us=ledger.now_us
+            )
+        return self._witness.sealed(db, ledger.id, checkpoint, now_us=ledger.now_us)
+
+    def _lock(self, db: sa.Connection, offer: Offer) -> _Ledger:
+        """Hold this ledger's row until the transaction ends, making it if there is none."""
+        now_us = to_us(self._now())
+        wanted = _select_head(offer).with_for_update()
         head = db.execute(wanted).one_or_none()
         if head is None:
-            acked_seq, head_hash = _start_of(batch)
             db.execute(
-                self._insert(LEDGER)
+                insert_into(db, LEDGER)
                 .values(
-                    tenant=batch.tenant,
-                    node=batch.node,
-                    epoch=batch.epoch,
-                    acked_seq=acked_seq,
-                    head_hash=head_hash,
+                    tenant=offer.tenant,
+                    node=offer.node,
+                    epoch=offer.epoch,
+                    acked_seq=0,
+                    head_hash=chain.genesis(offer.epoch),
                     first_us=now_us,
                     last_us=now_us,
                 )
                 .on_conflict_do_nothing()
             )
             head = db.execute(wanted).one()
-        return head.id, head.acked_seq, bytes(head.head_hash)
+        return _Ledger(
+            id=head.id, acked_seq=head.acked_seq, head_hash=bytes(head.head_hash), now_us=now_us
+        )
+
+    def _add(self, db: sa.Connection, ledger: _Ledger, offer: Offer, reads: Sequence[Read]) -> None:
+        """Add what is new in an offer that leaves no gap; raises before it adds anything."""
+        _compare_stored(db, ledger, offer)
+        fresh = reads[ledger.acked_seq + 1 - offer.first_seq :]
+        if not fresh:
+            return
+        first = fresh[0].line
+        if first.prev_hash != ledger.head_hash:
+            if ledger.acked_seq == 0:
+                raise BatchRefusedError(
+                    RefusalKind.BROKEN, "entry 1 does not begin a chain of its epoch"
+                )
+            raise _ForkError(
+                f"fork: entry {first.seq} follows another entry {ledger.acked_seq} than is stored"
+                " here: this ledger was restored or copied, let the node open a new epoch",
+                seq=ledger.acked_seq,
+                stored=ledger.head_hash,
+                offered=first.prev_hash,
+            )
+        postings = post(fresh, known_attempts(db, ledger.id, subjects(fresh)))
+        headings = headings_of(posting.step for posting in postings if posting.step is not None)
+        ids = self._headings.ids(db, headings)
+        ledger.headings |= headings
+        ledger.ids |= ids
+        insert_entries(self._database, db, entry_rows(ledger.id, ledger.now_us, postings, ids))
+        _close_resolutions(db, postings)
+        last = fresh[-1].line
+        ledger.acked_seq, ledger.head_hash, ledger.note = last.seq, last.hash, offer.note
+        ledger.fresh += fresh
+
+    def _drain(self, db: sa.Connection, ledger: _Ledger) -> None:
+        """Take parked batches for as long as no gap is before them."""
+        while True:
+            row = db.execute(
+                sa.select(PARKED.c.first_seq, PARKED.c.last_seq, PARKED.c.raw)
+                .where(PARKED.c.ledger_id == ledger.id, PARKED.c.first_seq <= ledger.acked_seq + 1)
+                .order_by(PARKED.c.first_seq, PARKED.c.last_seq)
+                .limit(1)
+            ).one_or_none()
+            if row is None:
+                return
+            offer = read_offer(bytes(row.raw))
+            try:
+                self._add(db, ledger, offer, read_lines(offer.lines))
+            except _ForkError as fork:
+                ledger.forks.append((fork, offer))
+            db.execute(
+                sa.delete(PARKED).where(
+                    PARKED.c.ledger_id == ledger.id,
+                    PARKED.c.first_seq == row.first_seq,
+                    PARKED.c.last_seq == row.last_seq,
+                )
+            )
+
+    def _refusal(self, offer: Offer, words: str) -> Receipt:
+        """Say how far the ledger has come without what was offered."""
+        with self._database.writing() as db:
+            head = db.execute(_select_head(offer)).one_or_none()
+            now_us = to_us(self._now())
+            if head is None:
+                return Receipt(
+                    epoch=offer.epoch,
+                    acked_seq=0,
+                    head_hash=chain.genesis(offer.epoch).hex(),
+                    problem=words,
+                    server_time_us=now_us,
+                )
+            ledger = _Ledger(
+                id=head.id,
+                acked_seq=head.acked_seq,
+                head_hash=bytes(head.head_hash),
+                now_us=now_us,
+            )
+            note = self._note(db, ledger, offer)
+            db.commit()
+        return Receipt(
+            epoch=offer.epoch,
+            acked_seq=ledger.acked_seq,
+            head_hash=ledger.head_hash.hex(),
+            problem=words,
+            server_time_us=now_us,
+            note=note,
+            server_key=None if self._witness is None else str(self._witness.key),
+        )
 
     def record_refusal(
-        self,
-        kind: RefusalKind,
-        words: str,
-        *,
-        offered: bytes,
-        identity: bytes = b"",
-        batch: batches.Batch | None = None,
+        self, refused: BatchRefusedError, *, offered: bytes, offer: Offer | None = None
     ) -> None:
-        """Put on record what was not taken; the same offer again is counted, not repeated.
-
-        What tells one offer from another is `identity`, or `offered` itself without one.
-        """
-        named = (batch.tenant, batch.node, batch.epoch) if batch else ("", "", "")
-        digest = hashlib.sha256("/".join(named).encode() + b"\0" + (identity or offered)).digest()
-        now_us = to_us(self._now())
-        log.warning(
-            "refused", kind=str(kind), words=words, tenant=named[0], node=named[1], epoch=named[2]
+        """Put on record what was not taken; the same offer again is counted, not repeated."""
+        now_us, words = to_us(self._now()), str(refused)
+        named = (
+            {}
+            if offer is None
+            else {"tenant": offer.tenant, "node": offer.node, "epoch": offer.epoch}
         )
-        insert = self._insert(REFUSAL).values(
-            digest=digest,
-            kind=str(kind),
-            words=_plain_text(words),
-            tenant=None if batch is None else batch.tenant,
-            node=None if batch is None else batch.node,
-            epoch=None if batch is None else batch.epoch,
-            first_seq=None if batch is None else batch.first_seq,
-            sample=_plain_text(offered[:SAMPLE_CHARS_MAX].decode(errors="backslashreplace")),
-            times=1,
-            first_us=now_us,
-            last_us=now_us,
-        )
-        with _plain_errors(), self._writer.connect() as db:
+        log.warning("refused", kind=str(refused.kind), words=words, **named)
+        digest = hashlib.sha256(offered).digest() if offer is None else offer.digest
+        row: dict[str, Any] = {
+            "digest": digest,
+            "kind": str(refused.kind),
+            "words": _plain_text(words),
+            "first_seq": None if offer is None else offer.first_seq,
+            "sample": _plain_text(offered[:SAMPLE_CHARS_MAX].decode(errors="backslashreplace")),
+            "times": 1,
+            "first_us": now_us,
+            "last_us": now_us,
+            **named,
+        }
+        with self._database.writing() as db:
             again = db.execute(
                 sa.update(REFUSAL)
                 .where(REFUSAL.c.digest == digest)
@@ -400,422 +356,127 @@ class BillingStore:
                 count = db.execute(sa.select(sa.func.count()).select_from(REFUSAL)).scalar_one()
                 if count >= REFUSALS_MAX:
                     return
-                db.execute(insert.on_conflict_do_nothing())
+                db.execute(insert_into(db, REFUSAL).values(row).on_conflict_do_nothing())
+            if isinstance(refused, _ForkError) and offer is not None:
+                self._record_fork(db, refused, offer, now_us)
             db.commit()
 
-    def tenants(self) -> tuple[str, ...]:
-        """Return everybody who has entries here, by name."""
-        with _plain_errors(), self._reader.connect() as db:
-            found = db.execute(sa.select(LEDGER.c.tenant).distinct().order_by(LEDGER.c.tenant))
-            return tuple(found.scalars())
-
-    def totals(self, tenant: str) -> Totals:
-        """Return the sums over all entries of `tenant`."""
-        with _plain_errors(), self._reader.connect() as db:
-            ledgers = _ledgers(db, tenant)
-            kinds = db.execute(_select_kinds(tenant)).all()
-            waiting = db.execute(_select_waiting(tenant)).all()
-        counts: dict[str, int] = {}
-        cost_pico: dict[str, int] = {}
-        measured: list[Measured] = []
-        unpriced = disputed = entered = answered = 0
-        for row in kinds:
-            if row.disputed:
-                disputed += row.entries
-                continue
-            counts[row.kind] = counts.get(row.kind, 0) + row.entries
-            if row.kind != "settled":
-                continue
-            entered += int(row.input_tokens)
-            answered += int(row.output_tokens)
-            if row.currency is None:
-                unpriced += row.entries
-            else:
-                pico = _joined(row)
-                cost_pico[row.currency] = cost_pico.get(row.currency, 0) + pico
-                measured.append(
-                    Measured(
-                        currency=row.currency,
-                        scripted=bool(row.scripted),
-                        attempts=row.entries,
-                        cost_pico=pico,
-                    )
-                )
-        held_pico: dict[str, int] = {}
-        unsettled: dict[str, int] = {}
-        for row in waiting:
-            unsettled[row.kind] = unsettled.get(row.kind, 0) + row.entries
-            held_pico[row.currency] = held_pico.get(row.currency, 0) + _joined(row)
-        marks = {bool(row.scripted) for row in kinds if not row.disputed}
-        return Totals(
-            tenant=tenant,
-            entries=sum(head.acked_seq for head in ledgers),  # A chain has no gaps.
-            attempts=counts.get("intent", 0),
-            open=unsettled.get("intent", 0),
-            settled=counts.get("settled", 0),
-            not_billed=counts.get("not_billed", 0),
-            indeterminate=unsettled.get("indeterminate", 0),
-            unpriced=unpriced,
-            disputed=disputed,
-            input_tokens=entered,
-            output_tokens=answered,
-            cost_pico=cost_pico,
-            held_pico={currency: pico for currency, pico in held_pico.items() if pico},
-            scripted=True in marks,
-            scripted_only=marks == {True},
-            measured=tuple(measured),
-            ledgers=ledgers,
+    def _record_fork(self, db: sa.Connection, fork: _ForkError, offer: Offer, now_us: int) -> None:
+        # Only what is stored can be forked from, so there is a row.
+        ledger_id = db.execute(_select_head(offer)).one().id
+        insert = insert_into(db, FORK).values(
+            ledger_id=ledger_id,
+            seq=fork.seq,
+            offered_hash=fork.offered,
+            stored_hash=fork.stored,
+            note=offer.note,
+            times=1,
+            first_us=now_us,
+            last_us=now_us,
+        )
+        db.execute(
+            insert.on_conflict_do_update(
+                index_elements=[FORK.c.ledger_id, FORK.c.seq, FORK.c.offered_hash],
+                set_={"times": FORK.c.times + 1, "last_us": now_us},
+            )
         )
 
-    def entries(self, tenant: str, period: Period) -> Iterator[BillEntry]:
-        """Yield what `tenant`'s nodes wrote in `period`, by node, epoch and seq."""
-        closer = ENTRY.alias("closer")
-        query = (
-            sa.select(
-                LEDGER.c.node,
-                LEDGER.c.epoch,
-                *(column for column in ENTRY.c if column.name not in ("body", "hash")),
-                closer.c.seq.label("closed_by"),
-            )
-            .join(ENTRY, ENTRY.c.ledger_id == LEDGER.c.id)
-            .outerjoin(
-                closer,
-                (closer.c.ledger_id == ENTRY.c.ledger_id) & (closer.c.closes_seq == ENTRY.c.seq),
-            )
-            .where(
-                LEDGER.c.tenant == tenant,
-                ENTRY.c.at_us >= period.from_us,
-                ENTRY.c.at_us < period.to_us,
-            )
-            .order_by(LEDGER.c.node, LEDGER.c.epoch, ENTRY.c.seq)
-            .execution_options(yield_per=1000)
-        )
-        with _plain_errors(), self._reader.connect() as db:
-            for row in db.execute(query):
-                yield _bill_entry(row)
 
-    def refusals(self, tenant: str | None, *, limit: int) -> tuple[Refusal, ...]:
-        """Return the latest refusals of `tenant`, or of senders nobody could name."""
-        columns = REFUSAL.c
-        query = (
-            sa.select(
-                columns.kind,
-                columns.words,
-                columns.tenant,
-                columns.node,
-                columns.epoch,
-                columns.first_seq,
-                columns.times,
-                columns.last_us,
-            )
-            .where(columns.tenant.is_not_distinct_from(tenant))
-            .order_by(columns.last_us.desc())
-            .limit(limit)
-        )
-        with _plain_errors(), self._reader.connect() as db:
-            return tuple(Refusal(**row) for row in db.execute(query).mappings())
-
-    def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-        return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
-
-
-def _make_engine(url: str) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-        if parsed.drivername in ("postgres", "postgresql"):
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        if parsed.drivername == "sqlite":
-            return _make_sqlite(parsed)
-        if parsed.drivername == "postgresql+psycopg":
-            return sa.create_engine(
-                parsed,
-                pool_size=5,
-                max_overflow=5,
-                pool_timeout=CONNECT_TIMEOUT_S,
-                pool_pre_ping=True,
-                connect_args={
-                    "connect_timeout": CONNECT_TIMEOUT_S,
-                    "application_name": "qcnode-billing",
-                },
-            )
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise BillingError(
-            "the database address cannot be read: write sqlite:///FILE"
-            " or postgresql+psycopg://USER@HOST/DATABASE"
-        ) from error
-    except ModuleNotFoundError as error:
-        raise BillingError(
-            f"PostgreSQL needs {error.name}: install qcnode with the extra 'postgres'"
-        ) from error
-    raise BillingError(
-        f"a database of kind {parsed.drivername!r} is not known here: write sqlite:///FILE"
-        " or postgresql+psycopg://USER@HOST/DATABASE"
-    )
-
-
-def _make_sqlite(url: sa.URL) -> sa.Engine:
-    if not url.database or url.database == ":memory:":
-        raise BillingError("bills are kept on disk: write sqlite:///FILE")
-    engine = sa.create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_S})
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
-        # Transactions are begun by the listener below, so the driver must begin none.
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: sa.Connection) -> None:
-        mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
-        connection.exec_driver_sql(f"BEGIN {mode}")
-
-    return engine
-
-
-def _connect_reading(file: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_TIMEOUT_S)
-
-
-def _alembic_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    return config
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Tell apart a database that is away, which passes, from one that says no, which does not."""
-    try:
-        yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-        raise StoreUnavailableError(
-            f"the billing database does not answer: {_first_line(error)}"
-        ) from error
-    except DBAPIError as error:
-        raise BillingError(f"the billing database says no: {_first_line(error)}") from error
-
-
-def _first_line(error: DBAPIError | PoolTimeoutError) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-
-
-def _start_of(batch: batches.Batch) -> tuple[int, bytes]:
-    return 0, chain.genesis(batch.epoch)
-
-
-def _select_head(batch: batches.Batch) -> sa.Select[Any]:
+def _select_head(offer: Offer) -> sa.Select[Any]:
     return sa.select(LEDGER.c.id, LEDGER.c.acked_seq, LEDGER.c.head_hash).where(
-        LEDGER.c.tenant == batch.tenant,
-        LEDGER.c.node == batch.node,
-        LEDGER.c.epoch == batch.epoch,
+        LEDGER.c.tenant == offer.tenant,
+        LEDGER.c.node == offer.node,
+        LEDGER.c.epoch == offer.epoch,
     )
 
 
-def _receipt(
-    batch: batches.Batch, acked_seq: int, head_hash: bytes, problem: str | None
-) -> Receipt:
-    return Receipt(
-        epoch=batch.epoch, acked_seq=acked_seq, head_hash=bytes(head_hash).hex(), problem=problem
-    )
-
-
-def _summary(problems: Sequence[str]) -> str | None:
-    if not problems:
-        return None
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"disputed: {problems[0]}{more}"
-
-
-def _compare_stored(
-    db: sa.Connection, ledger_id: int, batch: batches.Batch, acked_seq: int
-) -> list[str]:
-    """Check the part of `batch` that is stored already, and return what is disputed in it."""
-    if batch.first_seq > acked_seq:
-        return []
+def _compare_stored(db: sa.Connection, ledger: _Ledger, offer: Offer) -> None:
+    """Compare what is stored of an offer with it, hash by hash."""
+    if offer.first_seq > ledger.acked_seq:
+        return
     stored = db.execute(
-        sa.select(ENTRY.c.seq, ENTRY.c.hash, ENTRY.c.dispute)
+        sa.select(ENTRY.c.seq, ENTRY.c.hash)
         .where(
-            ENTRY.c.ledger_id == ledger_id,
-            ENTRY.c.seq.between(batch.first_seq, min(batch.last_seq, acked_seq)),
+            ENTRY.c.ledger_id == ledger.id,
+            ENTRY.c.seq.between(offer.first_seq, min(offer.last_seq, ledger.acked_seq)),
         )
         .order_by(ENTRY.c.seq)
-    ).all()
-    for offered, row in zip(batch.entries, stored, strict=False):
-        if offered.hash != row.hash:
-            raise BatchRefusedError(
-                RefusalKind.FORK,
-                f"entry {row.seq} is stored here with another content: this ledger was"
+    )
+    for line, row in zip(offer.lines, stored, strict=False):
+        if line.hash != bytes(row.hash):
+            raise _ForkError(
+                f"fork: entry {row.seq} is stored here with another content: this ledger was"
                 " restored or copied, let the node open a new epoch",
+                seq=row.seq,
+                stored=bytes(row.hash),
+                offered=line.hash,
             )
-    return [row.dispute for row in stored if row.dispute is not None]
 
 
-def _known_attempts(
-    db: sa.Connection, ledger_id: int, facts: Sequence[LedgerFact]
-) -> dict[str, AttemptState]:
-    ids = {subject_of(fact) for fact in facts}
-    rows = db.execute(
-        sa.select(
-            ENTRY.c.attempt_id,
-            ENTRY.c.seq,
-            ENTRY.c.kind,
-            ENTRY.c.provider,
-            ENTRY.c.model,
-            ENTRY.c.hold_currency,
+def _park(db: sa.Connection, ledger: _Ledger, offer: Offer) -> Fate:
+    parked = db.execute(
+        sa.select(PARKED.c.first_seq, PARKED.c.last_seq).where(PARKED.c.ledger_id == ledger.id)
+    ).all()
+    if any(row.first_seq <= offer.first_seq and offer.last_seq <= row.last_seq for row in parked):
+        return Fate.PARKED
+    if len(parked) >= PARKED_MAX:
+        return Fate.GAP
+    db.execute(
+        sa.insert(PARKED).values(
+            ledger_id=ledger.id,
+            first_seq=offer.first_seq,
+            last_seq=offer.last_seq,
+            stored_us=ledger.now_us,
+            raw=offer.raw,
         )
-        .where(
-            ENTRY.c.ledger_id == ledger_id,
-            ENTRY.c.attempt_id.in_(ids),
-            ENTRY.c.dispute.is_(None),
+    )
+    return Fate.PARKED
+
+
+def _close_resolutions(db: sa.Connection, postings: Sequence[Posting]) -> None:
+    closed = [
+        {"which": posting.resolution_id, "seq": posting.read.line.seq}
+        for posting in postings
+        if posting.resolution_id is not None
+    ]
+    if closed:
+        db.execute(
+            sa.update(RESOLUTION)
+            .where(RESOLUTION.c.id == sa.bindparam("which"))
+            .values(closed_seq=sa.bindparam("seq")),
+            closed,
         )
-        .order_by(ENTRY.c.seq)
+
+
+def _missing(
+    db: sa.Connection, ledger: _Ledger, offer: Offer, fate: Fate
+) -> tuple[tuple[int, int], ...]:
+    """Return the stretches between what is stored and what waits."""
+    waiting = db.execute(
+        sa.select(PARKED.c.first_seq, PARKED.c.last_seq)
+        .where(PARKED.c.ledger_id == ledger.id)
+        .order_by(PARKED.c.first_seq)
+    ).all()
+    if fate is Fate.GAP and not waiting:
+        return ((ledger.acked_seq + 1, offer.first_seq - 1),)
+    gaps: list[tuple[int, int]] = []
+    reached = ledger.acked_seq
+    for row in waiting:
+        if row.first_seq > reached + 1:
+            gaps.append((reached + 1, row.first_seq - 1))
+        reached = max(reached, row.last_seq)
+    return tuple(gaps[:TOLD_MAX])
+
+
+def _quarantined(db: sa.Connection, ledger: _Ledger) -> tuple[int, ...]:
+    """Return the latest entries of a ledger that wait for a person."""
+    found = db.execute(
+        sa.select(ENTRY.c.seq)
+        .where(ENTRY.c.ledger_id == ledger.id, ENTRY.c.quarantine.is_not(None), ~released())
+        .order_by(ENTRY.c.seq.desc())
+        .limit(TOLD_MAX)
     )
-    return {
-        row.attempt_id: AttemptState(
-            provider=row.provider,
-            model=row.model,
-            hold_currency=row.hold_currency,
-            last_seq=row.seq,
-            last_kind=row.kind,
-        )
-        for row in rows
-    }
-
-
-def _row(ledger_id: int, stored_us: int, posting: Posting) -> dict[str, Any]:
-    usage, cost, hold = posting.usage, posting.cost, posting.hold
-    return {
-        "ledger_id": ledger_id,
-        "seq": posting.entry.seq,
-        "kind": posting.entry.kind,
-        "at_us": posting.entry.at_us,
-        "stored_us": stored_us,
-        "body": posting.entry.body.decode(),
-        "hash": posting.entry.hash,
-        "dispute": posting.dispute,
-        "attempt_id": posting.attempt_id,
-        "closes_seq": posting.closes_seq,
-        "provider": posting.provider,
-        "model": posting.model,
-        "input_tokens": None if usage is None else usage.input_tokens,
-        "output_tokens": None if usage is None else usage.output_tokens,
-        "cache_read_tokens": None if usage is None else usage.cache_read,
-        "image_tokens": None if usage is None else usage.image,
-        "reasoning_tokens": None if usage is None else usage.reasoning,
-        "cost_currency": None if cost is None else cost.currency,
-        "cost_pico": None if cost is None else cost.pico,
-        "rated_us": posting.rated_us,
-        "price_rows": None if cost is None else chain.canonical(list(cost.rows)).decode(),
-        "hold_currency": None if hold is None else hold.currency,
-        "hold_pico": None if hold is None else hold.pico,
-    }
-
-
-def _bill_entry(row: Any) -> BillEntry:
-    usage = cost = hold = None
-    if row.input_tokens is not None:
-        usage = TokenUsage.divide(
-            input_tokens=row.input_tokens,
-            output_tokens=row.output_tokens,
-            cache_read=row.cache_read_tokens,
-            image=row.image_tokens,
-            reasoning=row.reasoning_tokens,
-        )
-    if row.cost_pico is not None:
-        rows = tuple(json.loads(row.price_rows))
-        cost = Cost(currency=row.cost_currency, pico=row.cost_pico, rows=rows)
-    if row.hold_pico is not None:
-        hold = Cost(currency=row.hold_currency, pico=row.hold_pico, rows=())
-    return BillEntry(
-        node=row.node,
-        epoch=row.epoch,
-        seq=row.seq,
-        kind=row.kind,
-        at_us=row.at_us,
-        attempt_id=row.attempt_id,
-        provider=row.provider,
-        model=row.model,
-        usage=usage,
-        cost=cost,
-        rated_us=row.rated_us,
-        hold=hold,
-        closed=row.closed_by is not None,
-        dispute=row.dispute,
-    )
-
-
-def _ledgers(db: sa.Connection, tenant: str) -> tuple[LedgerHead, ...]:
-    rows = db.execute(
-        sa.select(LEDGER).where(LEDGER.c.tenant == tenant).order_by(LEDGER.c.node, LEDGER.c.id)
-    )
-    return tuple(
-        LedgerHead(
-            node=row.node,
-            epoch=row.epoch,
-            acked_seq=row.acked_seq,
-            head_hash=bytes(row.head_hash).hex(),
-            last_us=row.last_us,
-        )
-        for row in rows
-    )
-
-
-def _split_sum(column: sa.Column[int]) -> tuple[sa.Label[int], sa.Label[int]]:
-    """Sum a column of 64 bits in two halves, because SQLite's sums stop at 64 bits."""
-    high, low = column // _HALF, column % _HALF
-    return sa.func.sum(high).label("high"), sa.func.sum(low).label("low")
-
-
-def _joined(row: Any) -> int:
-    return int(row.high) * _HALF + int(row.low)
-
-
-def _select_kinds(tenant: str) -> sa.Select[Any]:
-    disputed = ENTRY.c.dispute.is_not(None).label("disputed")
-    # A literal, because PostgreSQL groups by no expression that holds a parameter.
-    scripted = (ENTRY.c.provider == sa.literal_column(f"'{SCRIPTED}'")).label("scripted")
-    return (
-        sa.select(
-            ENTRY.c.kind,
-            disputed,
-            scripted,
-            ENTRY.c.cost_currency.label("currency"),
-            sa.func.count().label("entries"),
-            sa.func.sum(ENTRY.c.input_tokens).label("input_tokens"),
-            sa.func.sum(ENTRY.c.output_tokens).label("output_tokens"),
-            *_split_sum(ENTRY.c.cost_pico),
-        )
-        .join(LEDGER, LEDGER.c.id == ENTRY.c.ledger_id)
-        .where(LEDGER.c.tenant == tenant)
-        .group_by(ENTRY.c.kind, disputed, scripted, ENTRY.c.cost_currency)
-        .order_by(ENTRY.c.kind, ENTRY.c.cost_currency, scripted)
-    )
-
-
-def _select_waiting(tenant: str) -> sa.Select[Any]:
-    """Sum the holds that no later entry has closed."""
-    closer = ENTRY.alias("closer")
-    closed = (
-        sa.select(sa.literal(1))
-        .where(closer.c.ledger_id == ENTRY.c.ledger_id, closer.c.closes_seq == ENTRY.c.seq)
-        .correlate(ENTRY)
-        .exists()
-    )
-    return (
-        sa.select(
-            ENTRY.c.kind,
-            ENTRY.c.hold_currency.label("currency"),
-            sa.func.count().label("entries"),
-            *_split_sum(ENTRY.c.hold_pico),
-        )
-        .join(LEDGER, LEDGER.c.id == ENTRY.c.ledger_id)
-        .where(LEDGER.c.tenant == tenant, ENTRY.c.hold_pico.is_not(None), ~closed)
-        .group_by(ENTRY.c.kind, ENTRY.c.hold_currency)
-        .order_by(ENTRY.c.hold_currency)
-    )
+    return tuple(sorted(found.scalars()))
 
 
 def _plain_text(text: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qcnode.money import TokenUsage
 
 if TYPE_CHECKING:
     from qcbridge.prompts import Prompt
+    from qcbridge.providers.usage import UsageShape
     from qcbridge.transport import Metered
 
 FRAMING_TOKENS_MAX: Final = 64
@@ -29,6 +30,8 @@ class Provider(Protocol):
 
     name: str
     model: str
+    shape: UsageShape
+    """Where this provider's answers say what was used."""
 
     def worst(self, *, text_bytes: int, width: int, height: int) -> TokenUsage:
         """Return the most one request can use, with this much text and this picture."""
@@ -39,9 +42,6 @@ class Provider(Protocol):
         Raises `ProviderUnavailableError` where asking again may help, and
         `ProviderRefusedError` where it will not.
         """
-
-    def usage_from(self, raw: Any) -> TokenUsage:
-        """Read this provider's usage block; raises `ValueError` when it cannot be believed."""
 
     async def close(self) -> None:
         """Let go of connections; closing twice is harmless."""

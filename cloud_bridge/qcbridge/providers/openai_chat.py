@@ -15,15 +15,16 @@ import httpx2
 
 from qcbridge.evidence import image_tokens
 from qcbridge.providers.base import Completion, worst_usage
+from qcbridge.providers.usage import OPENAI_CHAT, openai_usage
 from qcbridge.transport import ATTEMPT
 from qcnode.errors import ProviderRefusedError, ProviderUnavailableError, SettingsError
-from qcnode.money import TokenUsage
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from qcbridge.prompts import Prompt
     from qcbridge.transport import Metered
+    from qcnode.money import TokenUsage
 
 _FIX_BY_STATUS: Final = {
     401: "check QCNODE_PROVIDER_API_KEY",
@@ -37,6 +38,8 @@ _TRY_AGAIN: Final = frozenset({408, 425, 429})
 
 class OpenAIChatProvider:
     """A model behind `base_url`, asked with one picture and a closed answer schema."""
+
+    shape = OPENAI_CHAT
 
     def __init__(
         self,
@@ -90,10 +93,6 @@ class OpenAIChatProvider:
             raise self._status_error(response)
         return self._completion(response)
 
-    def usage_from(self, raw: Any) -> TokenUsage:
-        """Read the usage block; raises `ValueError` when it cannot be believed."""
-        return usage_from(raw)
-
     async def close(self) -> None:
         """Let go of connections; closing twice is harmless."""
         await self._client.aclose()
@@ -116,6 +115,7 @@ class OpenAIChatProvider:
                 },
             ],
             "max_tokens": self._output_tokens_max,
+            "stream": False,  # A stream may end before it says what was used.
             "response_format": {
                 "type": "json_schema",
                 "json_schema": {"name": "ruling", "strict": True, "schema": prompt.schema},
@@ -150,7 +150,7 @@ class OpenAIChatProvider:
         if not isinstance(text, str):
             raise ProviderRefusedError(f"{self.name} answered without words; a person rules")
         try:
-            usage = usage_from(answer.get("usage"))
+            usage = openai_usage(answer.get("usage"))
         except ValueError:
             usage = None
         return Completion(text=text, usage=usage)
@@ -191,58 +191,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def usage_from(raw: Any) -> TokenUsage:
-    """Read a chat-completions usage block; cached and image tokens stand within the input.
-
-    Raises `ValueError` when it is absent, negative or does not add up: then the classes
-    are not what they are taken for, and a price on them would be wrong.
-    """
-    if not isinstance(raw, dict):
-        raise ValueError("no usage block")  # noqa: TRY004  # what it is of matters to nobody
-    input_tokens = _count(raw, "prompt_tokens")
-    output_tokens = _count(raw, "completion_tokens")
-    if raw.get("total_tokens") is not None:
-        total = _count(raw, "total_tokens")
-        if total != input_tokens + output_tokens:
-            raise ValueError(f"total_tokens {total} is not {input_tokens} + {output_tokens}")
-    prompt_details = _details(raw, "prompt_tokens_details")
-    cached = {
-        _count(block, name)
-        for block, name in (
-            (prompt_details, "cached_tokens"),
-            (raw, "prompt_cache_hit_tokens"),  # DeepSeek's word for the same
-        )
-        if block.get(name) is not None
-    }
-    if len(cached) > 1:
-        raise ValueError(f"two counts of cached tokens: {sorted(cached)}")
-    image = prompt_details.get("image_tokens")
-    return TokenUsage.divide(
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        cache_read=cached.pop() if cached else 0,
-        image=None if image is None else _count(prompt_details, "image_tokens"),
-        reasoning=_count(
-            _details(raw, "completion_tokens_details"), "reasoning_tokens", absent=0
-        ),
-    )
-
-
-def _details(raw: dict[str, Any], name: str) -> dict[str, Any]:
-    value = raw.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} is no block")  # noqa: TRY004  # as above
-    return value
-
-
-def _count(raw: dict[str, Any], name: str, *, absent: int | None = None) -> int:
-    value = raw.get(name)
-    if value is None and absent is not None:
-        return absent
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} is no count of tokens: {value!r:.40}")
-    return value

@@ -220,18 +220,24 @@ class _Script:
         return _ruling(question, Finding.DEFECTIVE, kind=kind, confidence=sure, reason=reason)
 
     def _usage(self, question: _Question, said: str) -> dict[str, Any]:
-        # From its second use on, the same opening is cached, in whole blocks.
+        # From its second use on, the same opening is cached, in whole blocks. It is text, and
+        # as every kind of token is told apart here, nothing of a bill is left to guesses.
         image = image_tokens(question.width, question.height, formula="patch28")
-        prompt, completion = _tokens(question.text_length) + image, _tokens(len(said))
+        text, completion = _tokens(question.text_length), _tokens(len(said))
         cached = 0
         if question.system in self._prefixes:
             cached = _tokens(len(question.system)) // CACHE_BLOCK_TOKENS * CACHE_BLOCK_TOKENS
         self._prefixes.add(question.system)
         return {
-            "prompt_tokens": prompt,
+            "prompt_tokens": text + image,
             "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": cached, "image_tokens": image},
+            "total_tokens": text + image + completion,
+            "prompt_tokens_details": {
+                "text_tokens": text,
+                "image_tokens": image,
+                "cached_tokens": cached,
+                "cached_tokens_details": {"text_tokens": cached, "image_tokens": 0},
+            },
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
 

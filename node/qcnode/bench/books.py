@@ -17,17 +17,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from qcnode.bench.billing import import_results
+from qcnode.bench.facts import facts
 from qcnode.bench.measure import Result, in_turn, speed_ratio
+from qcnode.bench.prices import lookup_result
+from qcnode.bench.sync import sync_result
 from qcnode.books import chain, ledger_file
 from qcnode.books.attempts import subject_of
 from qcnode.books.budgets import Budget
 from qcnode.books.ledger import SqliteLedger
-from qcnode.money import Attempt, Cost, CostCentre, Intent, Settled, TokenUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from qcnode.money import LedgerFact
 
 BATCH = 100
 _WAIT_S = 60.0
@@ -41,7 +43,13 @@ class Size:
     rounds: int = 7
     entries: int = 10_000
     single: int = 300
-    lookups: int = 50_000
+    lookups: int = 20_000
+    batches: int = 200
+
+    @classmethod
+    def small(cls, rounds: int) -> Size:
+        """Return enough to see that it works."""
+        return cls(rounds=rounds, entries=1_000, single=20, lookups=500, batches=16)
 
 
 def books_results(
@@ -49,20 +57,17 @@ def books_results(
 ) -> Iterator[Result]:
     """Measure the books, the ledger in `folder`, which is on the disk that counts.
 
-    What needs a broker or a database is left out without one.
+    What needs a broker (HOST:PORT) or a database is left out without one.
     """
+    yield lookup_result(rounds=size.rounds, lookups=size.lookups)
     yield _fsync(folder, size)
     yield _append(folder, size)
     yield _durable(folder, size)
     yield _verify(folder, size)
-
-
-def facts(first: int, count: int) -> list[LedgerFact]:
-    """Return intents and their answers, as a line that asks writes them."""
-    made: list[LedgerFact] = []
-    for number in range(first, first + count // 2):
-        made += [_intent(number), _settled(number)]
-    return made
+    if broker is not None:
+        yield sync_result(broker, rounds=size.rounds, batches=size.batches)
+    if billing_url is not None:
+        yield from import_results(billing_url, rounds=size.rounds, entries=size.entries)
 
 
 def _append(folder: Path, size: Size) -> Result:
@@ -220,45 +225,4 @@ def _ledger(home: Path) -> SqliteLedger:
         now_us=lambda: time.time_ns() // 1_000,
         new_epoch=lambda: _EPOCH,
         budgets=(Budget(name="day", limit=10**18, currency="USD"),),
-    )
-
-
-_CENTRE = CostCentre(
-    line="line1", product="board", department="quality", application="inspection", agent="vlm"
-)
-
-
-def _intent(number: int) -> Intent:
-    return Intent(
-        attempt=Attempt(
-            id=f"0193a000-0000-7000-8000-{number:012x}",
-            escalation_id=f"0193a000-0000-7000-9000-{number:012x}",
-            number=1,
-            provider="bench",
-            model="vlm-1",
-            centre=_CENTRE,
-            level="L2",
-            region="eu",
-        ),
-        worst=TokenUsage(text=1_800, image=900, output=300),
-        hold=Cost(currency="USD", pico=2_820_000_000, rows=("bench/vlm-1/input@2026-01-01",)),
-        request_sha256=hashlib.sha256(number.to_bytes(8, "big")).hexdigest(),
-        request_bytes=48_000,
-        image_sha256=None,
-    )
-
-
-def _settled(number: int) -> Settled:
-    usage = '{"prompt_tokens": 1204, "completion_tokens": 58, "total_tokens": 1262}'
-    return Settled(
-        attempt_id=f"0193a000-0000-7000-8000-{number:012x}",
-        usage=TokenUsage(text=504, image=700, output=58),
-        cost=Cost(currency="USD", pico=720_000_000, rows=("bench/vlm-1/input@2026-01-01",)),
-        started_at_us=1_795_000_000_000_000,
-        rated_at_us=1_795_000_001_000_000,
-        raw_usage=usage,
-        response_id=f"response-{number}",
-        model_served="vlm-1",
-        http_status=200,
-        duration_ms=1_000,
     )

@@ -111,6 +111,8 @@ def _conclude(  # noqa: PLR0911  # one for each kind of fact
         held = before.hold
         if held is not None and held.currency != fact.hold.currency:
             raise ValueError(f"attempt {fact.attempt_id} is held in another currency")
+        if held is not None and fact.hold.pico > held.pico:
+            raise ValueError(f"attempt {fact.attempt_id} would hold more than was put aside")
         return _step(before, State.INDETERMINATE, hold=_not_negative(fact.hold))
     if isinstance(fact, Reconciled):
         _want(state in _LEARNABLE, before, "has a known cost: adjust it instead")

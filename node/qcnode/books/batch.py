@@ -26,10 +26,14 @@ from qcnode.money import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
 BATCH_TYPE: Final = "org.qcnode.ledger.batch.v1"
+_SEALED: Final = b"qcnode receipt facts v1\n"
+"""So that no seal can be taken for a signature under something else."""
+_ENVELOPE_BYTES: Final = 2_048
+"""More than names, note and everything else around the rows can take."""
 
 
 class _Row(msgspec.Struct):
@@ -75,6 +79,8 @@ class _Receipt(msgspec.Struct):
     note: str | None = None
     resolutions: tuple[_Resolution, ...] = ()
     leases: tuple[Leased, ...] = ()
+    seal: str | None = None
+    server_key: str | None = None
 
 
 _EVENT = msgspec.json.Decoder(_Event)
@@ -89,7 +95,10 @@ _RESOLUTIONS: Final[dict[str, msgspec.json.Decoder[Resolution]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Entries of one epoch on their way to the billing server, in order and without gaps."""
+    """Entries of one epoch on their way to the billing server, in order and without gaps.
+
+    One without entries is a question: how far is the server, and what does it lend?
+    """
 
     id: str
     tenant: str
@@ -102,12 +111,12 @@ class Batch:
     @property
     def first_seq(self) -> int:
         """The seq of the first entry."""
-        return self.entries[0].seq
+        return self.entries[0].seq if self.entries else 1
 
     @property
     def last_seq(self) -> int:
-        """The seq of the last entry."""
-        return self.entries[-1].seq
+        """The seq of the last entry, 0 without any."""
+        return self.entries[-1].seq if self.entries else 0
 
 
 def encode_batch(
@@ -117,27 +126,117 @@ def encode_batch(
     *,
     at: datetime,
     checkpoint: str | None = None,
+    key: str | None = None,
 ) -> bytes:
-    """Write `entries` (at least one) as one CloudEvent 1.0 in structured mode."""
+    """Write `entries` (at least one) as one CloudEvent 1.0 in structured mode.
+
+    `key` is the node's public key, for a server that takes in nodes it does not know.
+    """
+    rows = [_row(entry) for entry in entries]
+    return _write(tenant, node, entries, rows, at=at, checkpoint=checkpoint, key=key)
+
+
+def encode_question(
+    tenant: str, node: str, epoch: str, *, at: datetime, checkpoint: str | None, key: str | None
+) -> bytes:
+    """Write the batch of a ledger without entries; `checkpoint` is the note at none."""
+    return _wrap(
+        b"[]",
+        tenant=tenant,
+        node=node,
+        epoch=epoch,
+        span="1-0",
+        prev_hash=chain.genesis(epoch),
+        at=at,
+        checkpoint=checkpoint,
+        key=key,
+    )
+
+
+def pack_batch(
+    tenant: str,
+    node: str,
+    entries: Sequence[LedgerEntry],
+    *,
+    at: datetime,
+    bytes_max: int,
+    sign: Callable[[LedgerEntry], str | None],
+    key: str | None = None,
+) -> tuple[bytes, int]:
+    """Write the first of `entries`, as many as fit `bytes_max`, and return their number too.
+
+    One entry alone always goes. `sign` gives the signed note for the last one taken.
+    """
+    rows: list[bytes] = []
+    room = bytes_max - _ENVELOPE_BYTES
+    for entry in entries:
+        row = _row(entry)
+        room -= len(row) + 1
+        if room < 0 and rows:
+            break
+        rows.append(row)
+    taken = entries[: len(rows)]
+    raw = _write(tenant, node, taken, rows, at=at, checkpoint=sign(taken[-1]), key=key)
+    return raw, len(taken)
+
+
+def _row(entry: LedgerEntry) -> bytes:
+    return chain.canonical(_Row(entry.seq, entry.body.decode(), entry.hash.hex()))
+
+
+def _write(
+    tenant: str,
+    node: str,
+    entries: Sequence[LedgerEntry],
+    rows: Sequence[bytes],
+    *,
+    at: datetime,
+    checkpoint: str | None,
+    key: str | None,
+) -> bytes:
     first, last = entries[0], entries[-1]
+    return _wrap(
+        b"[" + b",".join(rows) + b"]",
+        tenant=tenant,
+        node=node,
+        epoch=first.epoch,
+        span=f"{first.seq}-{last.seq}",
+        prev_hash=first.prev_hash,
+        at=at,
+        checkpoint=checkpoint,
+        key=key,
+    )
+
+
+def _wrap(
+    rows: bytes,
+    *,
+    tenant: str,
+    node: str,
+    epoch: str,
+    span: str,
+    prev_hash: bytes,
+    at: datetime,
+    checkpoint: str | None,
+    key: str | None,
+) -> bytes:
     data: dict[str, Any] = {
         "tenant": tenant,
         "node": node,
-        "epoch": first.epoch,
-        "prev_hash": first.prev_hash.hex(),
-        "entries": [
-            {"seq": entry.seq, "body": entry.body.decode(), "hash": entry.hash.hex()}
-            for entry in entries
-        ],
+        "epoch": epoch,
+        "prev_hash": prev_hash.hex(),
+        "entries": msgspec.Raw(rows),
     }
     if checkpoint is not None:
         data["checkpoint"] = checkpoint
+    if key is not None:
+        data["key"] = key
     return chain.canonical(
         {
             "specversion": "1.0",
             "type": BATCH_TYPE,
             "source": f"urn:qcnode:node:{tenant}:{node}",
-            "id": f"{first.epoch}.{first.seq}-{last.seq}",
+            "id": f"{epoch}.{span}",
             "time": at.astimezone(UTC).isoformat(),
             "datacontenttype": "application/json",
             "data": data,
@@ -171,8 +270,6 @@ def decode_batch(raw: bytes) -> Batch:
             )
             entries.append(entry)
             prev_hash = entry.hash
-        if not entries:
-            raise ValueError("a batch without entries")
         return Batch(
             id=event.id,
             tenant=data.tenant,
@@ -190,11 +287,23 @@ def encode_receipt(receipt: Receipt) -> bytes:
     return chain.canonical(
         {
             **{name: getattr(receipt, name) for name in Receipt.__slots__},
-            "resolutions": [
-                {"kind": chain.KIND_OF[type(fact)], "fact": fact} for fact in receipt.resolutions
-            ],
+            "resolutions": _resolutions(receipt),
         }
     )
+
+
+def sealed_words(receipt: Receipt) -> bytes:
+    """Return what a receipt's seal signs: its facts, for the ledger of that epoch alone."""
+    facts = {
+        "epoch": receipt.epoch,
+        "leases": receipt.leases,
+        "resolutions": _resolutions(receipt),
+    }
+    return _SEALED + chain.canonical(facts)
+
+
+def _resolutions(receipt: Receipt) -> list[dict[str, Any]]:
+    return [{"kind": chain.KIND_OF[type(fact)], "fact": fact} for fact in receipt.resolutions]
 
 
 def decode_receipt(raw: bytes) -> Receipt:
@@ -212,6 +321,8 @@ def decode_receipt(raw: bytes) -> Receipt:
             note=wire.note,
             resolutions=tuple(_RESOLUTIONS[one.kind].decode(one.fact) for one in wire.resolutions),
             leases=wire.leases,
+            seal=wire.seal,
+            server_key=wire.server_key,
         )
     except (msgspec.MsgspecError, KeyError, RecursionError) as error:
         raise ValueError(f"not a receipt: {type(error).__name__} {error}") from error

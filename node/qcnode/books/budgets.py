@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
 
 from qcnode.errors import BudgetExceededError
@@ -28,6 +28,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
 _DECEMBER = 12
 EVERYTHING = CostCentre()
+_HOUR_US = timedelta(hours=1) // _US
+_WINDOWS_MAX = 64
+"""How many windows a meter remembers: late news of older ones changes no budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,28 +101,50 @@ class Budget:
         return f"{amount} {self.unit}"
 
 
+class Counted(NamedTuple):
+    """What is counted in one window: all of it, what of it is held, and for how many calls."""
+
+    used: int = 0
+    held: int = 0
+    calls: int = 0
+
+
+_NOTHING = Counted()
+
+
 @dataclass(slots=True)
 class Meter:
     """What one budget has counted, window by window."""
 
     budget: Budget
-    used: dict[int, int] = field(default_factory=dict)
+    windows: dict[int, Counted] = field(default_factory=dict)
     """By the start of the window."""
     _last: Span = field(default_factory=lambda: Span(from_us=0, until_us=0))
 
     def copy(self) -> Meter:
         """Return one that can count on without touching this one."""
-        return Meter(self.budget, dict(self.used), self._last)
+        return Meter(self.budget, dict(self.windows), self._last)
 
-    def add(self, amount: int, at_us: int) -> None:
-        """Count an amount (below zero to give it back) in the window of `at_us`."""
-        if amount:
-            start = self.span(at_us).from_us
-            self.used[start] = self.used.get(start, 0) + amount
+    def add(self, change: Counted, at_us: int) -> None:
+        """Count a change (below zero to give back) in the window of `at_us`."""
+        if change == _NOTHING:
+            return
+        start = self.span(at_us).from_us
+        had = self.windows.get(start)
+        if had is None and len(self.windows) >= _WINDOWS_MAX:
+            if start < min(self.windows):
+                return
+            del self.windows[min(self.windows)]
+        used, held, calls = had or _NOTHING
+        self.windows[start] = Counted(used + change[0], held + change[1], calls + change[2])
+
+    def at(self, at_us: int) -> Counted:
+        """Return what is counted in the window of `at_us`."""
+        return self.windows.get(self.span(at_us).from_us, _NOTHING)
 
     def used_at(self, at_us: int) -> int:
-        """Return what is counted in the window of `at_us`."""
-        return self.used.get(self.span(at_us).from_us, 0)
+        """Return what is spent and held in the window of `at_us`."""
+        return self.at(at_us).used
 
     def span(self, at_us: int) -> Span:
         """Return the window that holds `at_us`."""
@@ -131,7 +156,7 @@ class Meter:
         """Return the limit in force at an instant: its own, or what is lent."""
         if not self.budget.shared:
             return self.budget.limit
-        if lease is None or not lease.from_us <= at_us < lease.until_us:
+        if lease is None or not in_force(lease, at_us):
             return 0
         return min(self.budget.limit, lease.limit)
 
@@ -154,6 +179,11 @@ class Meter:
         )
 
 
+def in_force(lease: Leased | None, at_us: int) -> bool:
+    """Say whether something is lent at an instant."""
+    return lease is not None and lease.from_us <= at_us < lease.until_us
+
+
 @functools.cache
 def zone_of(name: str) -> ZoneInfo:
     """Return the time zone of that name; raises `ValueError`."""
@@ -170,10 +200,14 @@ def _span(window: Window, zone: str, at_us: int) -> Span:
     here = zone_of(zone)
     local = (_EPOCH + at_us * _US).astimezone(here)
     if window == "hour":
-        # Counted in real time: a clock set back repeats an hour, and each is its own.
+        # Counted in real time: a clock set back repeats an hour, and each is its own. One
+        # set by less than an hour (Lord Howe) cuts the hours around it short.
         into = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
         start_us = at_us - into // _US
-        return Span(from_us=start_us, until_us=start_us + timedelta(hours=1) // _US)
+        return Span(
+            from_us=_turn(here, start_us, at_us) or start_us,
+            until_us=_turn(here, at_us, start_us + _HOUR_US - 1) or start_us + _HOUR_US,
+        )
     day = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0, tzinfo=None)
     if window == "day":
         first, after = day, day + timedelta(days=1)
@@ -188,6 +222,24 @@ def _span(window: Window, zone: str, at_us: int) -> Span:
             else first.replace(month=first.month + 1)
         )
     return Span(from_us=_to_us(first, here), until_us=_to_us(after, here))
+
+
+def _turn(here: ZoneInfo, after_us: int, until_us: int) -> int | None:
+    """Return the instant after one and up to another at which the clocks there are set."""
+    before, after = _offset(here, after_us), _offset(here, until_us)
+    if before == after:
+        return None
+    while until_us - after_us > 1:
+        middle = (after_us + until_us) // 2
+        if _offset(here, middle) == before:
+            after_us = middle
+        else:
+            until_us = middle
+    return until_us
+
+
+def _offset(here: ZoneInfo, at_us: int) -> timedelta | None:
+    return (_EPOCH + at_us * _US).astimezone(here).utcoffset()
 
 
 def _to_us(local: datetime, here: ZoneInfo) -> int:

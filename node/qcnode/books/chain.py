@@ -132,6 +132,16 @@ class _SettledV1(msgspec.Struct, forbid_unknown_fields=True):
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _HEAD = msgspec.json.Decoder(_Head)
 _FACTS = {kind: msgspec.json.Decoder(fact_type, strict=True) for kind, fact_type in KINDS.items()}
+_BODIES: dict[str, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(
+        msgspec.defstruct(
+            f"_{kind}",
+            [("kind", str), ("at_us", int), ("fact", fact_type), ("v", int, 1)],
+            forbid_unknown_fields=True,
+        )
+    )
+    for kind, fact_type in KINDS.items()
+}
 _FACTS_V1: dict[str, msgspec.json.Decoder[Any]] = {
     "intent": msgspec.json.Decoder(_IntentV1),
     "settled": msgspec.json.Decoder(_SettledV1),
@@ -188,8 +198,19 @@ def fact_of(entry: LedgerEntry) -> LedgerFact:
     return read_body(entry.seq, entry.body)[2]
 
 
-def read_body(seq: int, body: bytes) -> tuple[str, int, LedgerFact]:
-    """Read kind, time and fact from the body of entry `seq`; raises `LedgerCorruptError`."""
+def read_body(seq: int, body: bytes, kind: str | None = None) -> tuple[str, int, LedgerFact]:
+    """Read kind, time and fact from the body of entry `seq`; raises `LedgerCorruptError`.
+
+    `kind` is what it is thought to be, which saves reading it twice when it is.
+    """
+    if kind in _BODIES:
+        try:
+            read = _BODIES[kind].decode(body)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            pass  # Of another kind, of version 1, or none: what follows finds out.
+        else:
+            if read.v == BODY_VERSION and read.kind == kind:
+                return kind, read.at_us, read.fact
     try:
         head = _HEAD.decode(body)
         if head.v == BODY_VERSION:

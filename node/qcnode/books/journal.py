@@ -206,6 +206,18 @@ class Journal:
             found.append((escalation, proposal))
         return found
 
+    def story(self, escalation_id: str) -> tuple[Escalation, list[Ruling]] | None:
+        """Return an escalation and what was ruled on it, in order; None is not on record."""
+        rows = self._rows(
+            "SELECT kind, body FROM record WHERE kind = 'escalation' AND id = ?1"
+            " OR kind = 'ruling' AND ref = ?1 ORDER BY seq",
+            (escalation_id,),
+        )
+        records = [decode(str(kind), str(body)) for kind, body in rows]
+        if not records or not isinstance(records[0], Escalation):
+            return None
+        return records[0], [record for record in records[1:] if isinstance(record, Ruling)]
+
     def picture(self, inspection_id: str) -> bytes | None:
         """Return the JPEG of an inspection that was not simply good, if it is still kept."""
         return self._pictures.picture(inspection_id)

@@ -9,7 +9,6 @@ no number is skipped or used twice. Anyone may submit and read, from any thread.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import sqlite3
 import threading
@@ -21,21 +20,22 @@ import structlog
 
 from qcnode.books import chain
 from qcnode.books.attempts import LIVE, State, subject_of
-from qcnode.books.budgets import Budget
+from qcnode.books.budgets import Budget, in_force
+from qcnode.books.checkpoints import check_notes, read_notes, sign_checkpoint
+from qcnode.books.keeper import Keeper
 from qcnode.books.ledger_file import (
     BILLING,
     LedgerReader,
     find_standing,
     in_words,
-    lock_for_writing,
-    open_for_writing,
+    note_receipt,
     read_cursor,
-    read_epoch,
     walk,
 )
 from qcnode.errors import (
     BudgetExceededError,
     LedgerCorruptError,
+    LedgerForkedError,
     LedgerUnavailableError,
 )
 from qcnode.money import Indeterminate, Intent, LedgerEntry, NotBilled, Receipt, Reserved
@@ -45,9 +45,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qcnode.books.attempts import Standing
-    from qcnode.books.budgets import Span
+    from qcnode.books.budgets import Meter, Span
+    from qcnode.books.mark import FileId
+    from qcnode.books.seals import SigningKey
     from qcnode.books.tally import Tally
-    from qcnode.money import LedgerFact, LedgerTotals
+    from qcnode.health import HealthBoard
+    from qcnode.money import Leased, LedgerFact, LedgerTotals
 
 __all__ = ["Budget", "BudgetState", "SqliteLedger"]
 
@@ -68,6 +71,14 @@ class BudgetState:
     limit: int
     used: int
     """Spent and held."""
+    held: int
+    """What of it is held: open, indeterminate or unpriced, at its worst case."""
+    calls: int
+    """For how many requests."""
+    at_us: int
+    """The instant of this look."""
+    lent: bool = True
+    """Whether there is a limit at all: of a shared budget only with a lease in force."""
 
     @property
     def left(self) -> int:
@@ -97,8 +108,12 @@ class _Group:
 class SqliteLedger:
     """The node's money, and how far the billing server has confirmed it.
 
-    Opening checks the whole chain and writes down every attempt that a stop left open
-    as indeterminate. Without a budget nothing is limited.
+    Opening checks the chain and writes down every attempt that a stop left open as
+    indeterminate. Without a budget nothing is limited. `key`, whose name is TENANT/NODE,
+    signs checkpoints of what is on record, and a snapshot that spares the next opening
+    from counting it all again: `prove` then does so behind it. With `identify` a file
+    that was copied or restored is put away at opening, and a new epoch begins. Of the
+    disk `ballast_bytes` are held, so that what was sent is recorded even on a full one.
     """
 
     def __init__(
@@ -108,27 +123,40 @@ class SqliteLedger:
         now_us: Callable[[], int],
         new_epoch: Callable[[], str],
         budgets: Sequence[Budget] = (),
+        key: SigningKey | None = None,
+        identify: Callable[[Path], FileId] | None = None,
+        ballast_bytes: int = 0,
+        checkpoint_s: float = 60.0,
+        health: HealthBoard | None = None,
     ) -> None:
         self._path = path
         self._now_us = now_us
+        self._key = key
         self._budgets = tuple(budgets)
         self._waiting: queue.Queue[_Job | None] = queue.Queue(_WAITING_MAX)
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._turn = threading.Lock()  # Guards _closed and _listeners, held for no I/O.
         self._writing = threading.Lock()  # Held by whoever is on the connection that writes.
         self._closed = False
+        self._closing = threading.Event()
         self._in_doubt = False
         self._failing = False
-        self._lock = lock_for_writing(path)
+        self._keeper = Keeper(
+            path,
+            now_us=now_us,
+            new_epoch=new_epoch,
+            budgets=self._budgets,
+            key=key,
+            identify=identify,
+            ballast_bytes=ballast_bytes,
+            checkpoint_s=checkpoint_s,
+            health=health,
+        )
         try:
-            self._db = open_for_writing(path, now_us=now_us(), new_epoch=new_epoch)
-            try:
-                self._open_books()
-            except BaseException:
-                self._db.close()
-                raise
+            self._db = self._keeper.db
+            self._open_books()
         except BaseException:
-            os.close(self._lock)
+            self._keeper.close()
             raise
         self._writer = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._writer.start()
@@ -137,6 +165,11 @@ class SqliteLedger:
     def epoch(self) -> str:
         """The identity of this ledger file: seq starts at 1 in each epoch."""
         return self._epoch
+
+    @property
+    def taken_on_trust(self) -> int:
+        """How many entries opening did not count again, but took from the node's snapshot."""
+        return self._keeper.trusted_seq
 
     def submit(self, fact: LedgerFact) -> Future[LedgerEntry]:
         """Record a fact; the future ends when it is durable.
@@ -170,6 +203,10 @@ class SqliteLedger:
         """Return up to `limit` entries beyond `after_seq`, in order."""
         return self._reader.read(after_seq, limit)
 
+    def facts_about(self, subject: str) -> list[LedgerFact]:
+        """Return what is on record about an attempt, an escalation or a lease, in order."""
+        return self._reader.facts_about(subject)
+
     def totals(self) -> LedgerTotals:
         """Return the sums over all entries."""
         return self._tally.totals()
@@ -183,14 +220,13 @@ class SqliteLedger:
         """Return how each budget stands in its running window."""
         at_us, tally = self._now_us(), self._tally
         return tuple(
-            BudgetState(
-                budget=meter.budget,
-                span=meter.span(at_us),
-                limit=meter.limit_at(at_us, tally.leases.get(meter.budget.name)),
-                used=meter.used_at(at_us),
-            )
-            for meter in tally.copy().meters
+            _state(meter.copy(), tally.leases.get(meter.budget.name), at_us)
+            for meter in tally.meters
         )
+
+    def last_seq(self) -> int:
+        """Return the seq of the last entry; 0 when there is none."""
+        return self._tally.seq
 
     def receipt_seq(self) -> int:
         """Return how far the billing server has confirmed this epoch."""
@@ -211,6 +247,10 @@ class SqliteLedger:
                 f"{self._path}: the disk took no receipt in {_CONFIRM_TIMEOUT_S:g} s: check it"
             ) from error
 
+    def checkpoint_note(self, seq: int, digest: bytes) -> str | None:
+        """Return the node's signed note that entry `seq` has this hash; None without a key."""
+        return None if self._key is None else sign_checkpoint(self._key, self._epoch, seq, digest)
+
     def verify(self) -> int:
         """Check every entry and return their number.
 
@@ -221,6 +261,43 @@ class SqliteLedger:
             return reader.verify().entries
         finally:
             reader.close()
+
+    def prove(self, *, rest_s: float = 0.0) -> int:
+        """Check every entry from the first, and what opening took on trust; return how many.
+
+        Between small pages it rests for `rest_s`, so that nobody waits for it. What it
+        finds raises `LedgerCorruptError`, and nothing new is taken from then on. Closing
+        the ledger ends it with `LedgerUnavailableError`.
+        """
+
+        def rest(_seq: int) -> None:
+            if self._closing.wait(rest_s):
+                raise LedgerUnavailableError(f"{self._path}: closed while it was being proven")
+
+        keeper, until = self._keeper, self._tally.seq
+        reader = LedgerReader(self._path)
+        try:
+            tally = reader.count_on(keeper.fresh_tally(), until=keeper.trusted_seq, rest=rest)
+            keeper.check_snapshot(tally)
+            tally = reader.count_on(tally, until=until, rest=rest)
+            with reader.moment() as db:
+                notes = read_notes(db, until=until)
+                check_notes(db, self._epoch, notes, entries=until, keys={})
+        except LedgerCorruptError as error:
+            keeper.stop_spending(str(error))
+            raise
+        finally:
+            reader.close()
+        keeper.proven(f"{until} entries verified")
+        return until
+
+    def forked(self, words: str) -> None:
+        """Take note that somebody else writes this epoch too, as the billing server found.
+
+        Nothing new is taken from then on, and the next opening begins a new epoch.
+        """
+        with self._writing:
+            self._keeper.begin_anew_next_time(words)
 
     def add_listener(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after each commit, from the writer's thread, until undone.
@@ -242,24 +319,23 @@ class SqliteLedger:
             if self._closed:
                 return
             self._closed = True
+        self._closing.set()
         with contextlib.suppress(queue.Full):
             self._waiting.put(None, timeout=_CLOSE_TIMEOUT_S)
         self._writer.join(timeout=_CLOSE_TIMEOUT_S)
         if self._writer.is_alive():
             log.error("the ledger did not close: its disk does not answer", path=str(self._path))
             return
+        with self._writing:
+            self._vouch()
         # The reader goes first, so that the last one out is the writing connection.
         self._reader.close()
-        self._db.close()
-        os.close(self._lock)
+        self._keeper.close()
 
     def _open_books(self) -> None:
-        try:
-            self._epoch = read_epoch(self._db)
-            self._tally = walk(self._db, self._epoch, budgets=self._budgets)
-            self._receipt_seq = read_cursor(self._db, BILLING)[0]
-        except sqlite3.Error as error:
-            raise in_words(self._path, error) from error
+        keeper = self._keeper
+        self._epoch, self._tally = keeper.epoch, keeper.tally
+        self._receipt_seq = keeper.receipt_seq
         self._reader = LedgerReader(self._path)
         left_open = [_left_open(standing) for standing in self._tally.live.values()]
         for start in range(0, len(left_open), _GROUP_MAX):
@@ -275,6 +351,7 @@ class SqliteLedger:
             "ledger open",
             epoch=self._epoch,
             entries=self._tally.seq,
+            taken_on_trust=keeper.trusted_seq,
             left_open=len(left_open),
             sqlite=sqlite3.sqlite_version,
         )
@@ -296,7 +373,16 @@ class SqliteLedger:
         return future
 
     def _run(self) -> None:
-        while (first := self._waiting.get()) is not None:
+        while True:
+            try:
+                wait_s = self._keeper.checkpoint_s if self._keeper.unsigned else None
+                first = self._waiting.get(timeout=wait_s)
+            except queue.Empty:
+                with self._writing:
+                    self._vouch()
+                continue
+            if first is None:
+                return
             jobs, last = [first], False
             # No waiting for company: what comes while the disk is busy is the next group.
             while len(jobs) < _GROUP_MAX:
@@ -317,20 +403,17 @@ class SqliteLedger:
         """Write a group in one transaction, and end its futures when it is durable."""
         live = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         group = _Group(tally=self._tally, receipt_seq=self._receipt_seq)
-        try:
-            if self._in_doubt:
-                self._clear_doubt()
+        for held in (True, False):
             try:
-                group = self._write(live, strict=False)
-            except sqlite3.IntegrityError:
-                # Somebody begins an attempt that was made before: find out who.
-                self._db.execute("ROLLBACK")
-                group = self._write(live, strict=True)
-            self._db.execute("COMMIT")
-        except (sqlite3.Error, LedgerCorruptError) as error:
-            self._fail(live, group, error)
-            return
+                group = self._lay_down(live)
+                self._db.execute("COMMIT")
+                break
+            except (sqlite3.Error, LedgerCorruptError) as error:
+                if not (held and self._has_room_now(error)):
+                    self._fail(live, group, error)
+                    return
         self._tally, self._receipt_seq = group.tally, group.receipt_seq
+        self._keeper.committed(group.tally)
         if self._failing:
             self._failing = False
             log.info("the ledger takes entries again", path=str(self._path))
@@ -340,6 +423,27 @@ class SqliteLedger:
             job.future.set_result(_result(job, entries))
         for listener in self._listeners:
             listener()
+
+    def _lay_down(self, live: list[_Job]) -> _Group:
+        """Put a group before the disk, once what the disk holds is known."""
+        if self._in_doubt:
+            self._clear_doubt()
+        try:
+            return self._write(live, strict=False)
+        except sqlite3.IntegrityError:
+            # Somebody begins an attempt that was made before: find out who.
+            self._roll_back()
+            return self._write(live, strict=True)
+
+    def _has_room_now(self, error: sqlite3.Error | LedgerCorruptError) -> bool:
+        """Say whether it is worth trying again, in the room that was held for this."""
+        if not isinstance(error, sqlite3.Error) or not self._keeper.make_room(error):
+            return False
+        try:
+            self._roll_back()
+        except sqlite3.Error:
+            return False
+        return True
 
     def _write(self, live: list[_Job], *, strict: bool) -> _Group:
         """Put a group before the disk, up to its commit.
@@ -357,11 +461,18 @@ class SqliteLedger:
                     group.receipt_seq = self._note(job.what, group.tally)
                     group.taken.append((job, []))
                     continue
+                self._want_welcome(job.what)
                 # Together or not at all: a copy takes the first ones until the last is in.
                 tally = group.tally.copy() if len(job.what) > 1 else group.tally
                 known = dict(finished) if len(job.what) > 1 else finished
                 entries = [self._add(fact, tally, known, strict=strict) for fact in job.what]
-            except (ValueError, TypeError, BudgetExceededError, LedgerCorruptError) as error:
+            except (
+                ValueError,
+                TypeError,
+                BudgetExceededError,
+                LedgerCorruptError,
+                LedgerUnavailableError,
+            ) as error:
                 group.refused.append((job, error))
                 continue
             group.tally, finished = tally, known
@@ -389,7 +500,33 @@ class SqliteLedger:
                 " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
                 (group.tally.seq, group.tally.hash),
             )
+            self._keeper.vouch(self._db, group.tally)
         return group
+
+    def _want_welcome(self, facts: Sequence[LedgerFact]) -> None:
+        refusal = self._keeper.refuses(facts)
+        if refusal is not None:
+            raise LedgerUnavailableError(refusal)
+
+    def _vouch(self) -> None:
+        """Sign what is on record. What fails here is made up for with the next entries."""
+        if self._in_doubt:
+            return
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._keeper.vouch(self._db, self._tally, last=True)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            log.warning("no checkpoint was made", path=str(self._path), error=str(error))
+            with contextlib.suppress(sqlite3.Error):
+                self._roll_back()
+        else:
+            self._keeper.committed(self._tally)
+
+    def _roll_back(self) -> None:
+        self._keeper.rolled_back()
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def _add(
         self, fact: LedgerFact, tally: Tally, finished: dict[str, Standing], *, strict: bool
@@ -412,36 +549,13 @@ class SqliteLedger:
         return entry
 
     def _note(self, receipt: Receipt, tally: Tally) -> int:
-        if receipt.epoch != self._epoch:
-            raise LedgerCorruptError(
-                f"the billing server's receipt is for epoch {receipt.epoch}, not {self._epoch}"
+        try:
+            return note_receipt(
+                self._db, self._epoch, receipt, entries=tally.seq, at_us=self._now_us()
             )
-        if not 0 <= receipt.acked_seq <= tally.seq:
-            raise LedgerCorruptError(
-                f"the billing server has entry {receipt.acked_seq} of this epoch and this ledger"
-                f" ends at {tally.seq}: it was restored from a backup or cloned"
-            )
-        found = self._db.execute(
-            "SELECT hash FROM entry WHERE seq = ?", (receipt.acked_seq,)
-        ).fetchone()
-        digest: bytes = chain.genesis(self._epoch) if found is None else found[0]
-        if receipt.acked_seq > 0 and receipt.head_hash != digest.hex():
-            raise LedgerCorruptError(
-                f"entry {receipt.acked_seq} is another one at the billing server:"
-                " the chains have forked"
-            )
-        self._db.execute(
-            "INSERT INTO cursor (reader, seq, hash) VALUES (?, ?, ?)"
-            " ON CONFLICT (reader) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
-            (BILLING, receipt.acked_seq, digest),
-        )
-        if receipt.note is not None and receipt.acked_seq > 0:
-            self._db.execute(
-                "INSERT OR REPLACE INTO checkpoint (seq, signer, at_us, note)"
-                " VALUES (?, 'server', ?, ?)",
-                (receipt.acked_seq, self._now_us(), receipt.note),
-            )
-        return receipt.acked_seq
+        except LedgerForkedError as error:
+            self._keeper.begin_anew_next_time(str(error))
+            raise
 
     def _fail(
         self,
@@ -456,8 +570,7 @@ class SqliteLedger:
         self._in_doubt = True
         on_disk: dict[int, bytes] = {}
         try:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            self._roll_back()
             on_disk = self._read_back()
         except (sqlite3.Error, LedgerCorruptError) as doubt:
             log.warning("the ledger cannot be read back", path=str(self._path), error=str(doubt))
@@ -499,9 +612,24 @@ class SqliteLedger:
         before = self._tally.seq
         self._tally = walk(self._db, self._epoch, self._tally)
         self._receipt_seq = read_cursor(self._db, BILLING)[0]
+        self._keeper.committed(self._tally)
         self._in_doubt = False
         rows = self._db.execute("SELECT seq, hash FROM entry WHERE seq > ?", (before,))
         return dict(rows.fetchall())
+
+
+def _state(meter: Meter, lease: Leased | None, at_us: int) -> BudgetState:
+    counted = meter.at(at_us)
+    return BudgetState(
+        budget=meter.budget,
+        span=meter.span(at_us),
+        limit=meter.limit_at(at_us, lease),
+        used=counted.used,
+        held=counted.held,
+        calls=counted.calls,
+        at_us=at_us,
+        lent=not meter.budget.shared or in_force(lease, at_us),
+    )
 
 
 def _left_open(standing: Standing) -> LedgerFact:

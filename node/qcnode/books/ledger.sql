@@ -46,6 +46,15 @@ CREATE TABLE checkpoint (
     PRIMARY KEY (seq, signer)
 ) STRICT, WITHOUT ROWID;
 
+-- What the entries up to `seq` come to, signed by the node, so that opening need not count
+-- them all again. It can be removed at any time: it is made anew from the entries.
+CREATE TABLE snapshot (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    seq INTEGER NOT NULL CHECK (seq > 0),
+    note TEXT NOT NULL,
+    state BLOB NOT NULL
+) STRICT;
+
 CREATE TRIGGER entry_is_next BEFORE INSERT ON entry
 WHEN NEW.seq <> (SELECT coalesce(max(seq), 0) + 1 FROM entry)
 BEGIN

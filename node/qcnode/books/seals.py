@@ -98,6 +98,13 @@ class PublicKey:
                 return checkpoint
         raise SealError(f"no signature of {self.name} with the key {self.id.hex()}")
 
+    def check_seal(self, words: bytes, seal: str | None) -> None:
+        """Raise `SealError` unless `seal` is this key's signature under `words`."""
+        try:
+            self._key.verify(base64.b64decode(seal or "", validate=True), words)
+        except (InvalidSignature, ValueError) as error:
+            raise SealError(f"no seal of {self.name} with the key {self.id.hex()}") from error
+
 
 class SigningKey:
     """A private key under a name; signing takes about a tenth of a millisecond."""
@@ -112,18 +119,31 @@ class SigningKey:
         try:
             if not path.exists():
                 _write(path, Ed25519PrivateKey.generate())
-            key = load_pem_private_key(path.read_bytes(), password=None)
-        except (OSError, ValueError, TypeError) as error:
+            pem = path.read_bytes()
+        except OSError as error:
             raise SealError(f"{path}: no key can be read or made here ({error})") from error
+        return cls.read(pem, name=name, source=str(path))
+
+    @classmethod
+    def read(cls, pem: bytes, *, name: str, source: str) -> SigningKey:
+        """Read a key that somebody else made, without a passphrase; raises `SealError`."""
+        try:
+            key = load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError) as error:
+            raise SealError(f"{source}: this is no private key in PEM ({error})") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise SealError(
-                f"{path}: a key of another kind: use Ed25519, or remove it for a new one"
+                f"{source}: a key of another kind: use Ed25519, or remove it for a new one"
             )
         return cls(name, key)
 
     def sign(self, checkpoint: Checkpoint) -> str:
         """Return the signed note."""
         return checkpoint.text() + "\n" + self._line(checkpoint)
+
+    def seal(self, words: bytes) -> str:
+        """Return this key's signature under `words`, which say themselves what they are."""
+        return base64.b64encode(self._key.sign(words)).decode()
 
     def add_to(self, note: str) -> str:
         """Return `note` with this key's signature beside the others; raises `SealError`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from qcnode.books.accounts import Account, Book
 from qcnode.books.attempts import LIVE, AttemptFact, Standing, State, advance, subject_of
-from qcnode.books.budgets import Budget, Meter
+from qcnode.books.budgets import Budget, Counted, Meter
 from qcnode.money import (
     EpochOpened,
     Intent,
@@ -200,20 +200,33 @@ class Tally:
 
     def _counted(
         self, budget: Budget, before: Standing | None, after: Standing, fact: AttemptFact
-    ) -> int:
+    ) -> Counted:
         """Return by how much the count of `budget` changes."""
+        calls = int(after.state is not State.NOT_BILLED) - int(before is not None)
         if budget.unit == "money":
-            return _money(after, budget) - (0 if before is None else _money(before, budget))
+            used, held = _money(after, budget)
+            had_used, had_held = (0, 0) if before is None else _money(before, budget)
+            return Counted(used - had_used, held - had_held, calls)
         if budget.unit == "calls":
-            counts = after.state is not State.NOT_BILLED
-            return int(counts) - int(before is not None)
+            was_held = before is not None and before.hold is not None
+            return Counted(calls, int(after.hold is not None) - int(was_held), calls)
+        used, held = self._tokens(after, fact)
+        return Counted(used, held, calls)
+
+    def _tokens(self, after: Standing, fact: AttemptFact) -> tuple[int, int]:
+        """Return by how much the tokens change, all of them and those held.
+
+        What an attempt without an answer may have used stays held for good: tokens are
+        not written off.
+        """
         had = self.worst.get(after.attempt.id)
         held = 0 if had is None else had.input_tokens + had.output_tokens
         if isinstance(fact, Reserved | Intent):
-            return fact.worst.input_tokens + fact.worst.output_tokens - held
+            more = fact.worst.input_tokens + fact.worst.output_tokens - held
+            return more, more
         if isinstance(fact, Settled):
-            return fact.usage.input_tokens + fact.usage.output_tokens - held
-        return -held if after.state is State.NOT_BILLED else 0
+            return fact.usage.input_tokens + fact.usage.output_tokens - held, -held
+        return (-held, -held) if after.state is State.NOT_BILLED else (0, 0)
 
     def _post(self, before: Standing | None, after: Standing) -> None:
         """Move what `accounts.postings` says, in one step for the four accounts concerned."""
@@ -238,9 +251,14 @@ class Tally:
         return {currency: pico for currency, pico in sums.items() if pico}
 
 
-def _money(standing: Standing, budget: Budget) -> int:
-    counted = standing.cost if standing.cost is not None else standing.hold
-    return counted.pico if counted is not None and counted.currency == budget.currency else 0
+def _money(standing: Standing, budget: Budget) -> tuple[int, int]:
+    """Return what an attempt counts in a budget of money, and what of it is held."""
+    cost, hold = standing.cost, standing.hold
+    if cost is not None:
+        return (cost.pico, 0) if cost.currency == budget.currency else (0, 0)
+    if hold is None or hold.currency != budget.currency:
+        return 0, 0
+    return hold.pico, hold.pico
 
 
 def _add(sums: dict[_Key, int], key: _Key, amount: int) -> None:

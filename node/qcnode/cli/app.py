@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from qcnode.cli import bench, billing, demo, ledger, models, provider, service
+from qcnode.cli import bench, billing, demo, ledger, models, prices, provider, replay, service
 from qcnode.errors import QcError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (demo, service, models, ledger, billing, provider, bench):
+for group in (demo, service, models, ledger, replay, billing, prices, provider, bench):
     group.register(app)
 
 

@@ -6,8 +6,9 @@ Every figure is a ratio to a reference measured in the same run, or stands besid
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +30,9 @@ def bench(
         Path, typer.Option(help="Where to write: a folder on the disk that counts.")
     ] = Path(),
     rounds: Annotated[int, typer.Option(min=3, max=101, help="How often to measure each.")] = 7,
+    size: Annotated[
+        Literal["small", "full"], typer.Option(help="How much to do in each round.")
+    ] = "full",
     broker: Annotated[
         str | None, typer.Option(help="Also measure MQTT, at this broker (HOST:PORT, no login).")
     ] = None,
@@ -58,13 +62,16 @@ def bench(
     if not books:
         raise typer.BadParameter("nothing to measure: give --books")
     # What is opened and closed a hundred times is not worth a line each time.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    size = Size(rounds=rounds)
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    work = Size.small(rounds) if size == "small" else Size(rounds=rounds)
     found: list[Result] = []
     about = machine()
     if not as_json:
         typer.echo(f"{about['cpu']}, {about['cores']} cores, load {about['load_1m']:.2f}")
-    for result in books_results(folder, size, broker=broker, billing_url=billing_url):
+    for result in books_results(folder, work, broker=broker, billing_url=billing_url):
         found.append(result)
         if not as_json:
             for line in _lines(result):

@@ -65,5 +65,7 @@ def scripted_provider(
 
 def _end_with_parent() -> None:
     """Wait until whoever started this is gone, and end as on SIGTERM."""
-    sys.stdin.buffer.read()
+    # Not by `sys.stdin`, whose lock a thread still waiting there would hold at the end.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from qcnode.money import Receipt
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
-_RECEIPT_BYTES_MAX: Final = 64 * 1024
+_RECEIPT_BYTES_MAX: Final = 256 * 1024
 _FIX_BY_STATUS: Final = {
     401: "it does not know our token: set QCNODE_BILLING_TOKEN to the one it gave this node",
     403: "our token is not for this tenant and node: set QCNODE_BILLING_TOKEN and the node's name",
-    404: "there is no billing server at this address: set metering.url",
+    404: "there is no billing server at this address: set {key}",
     413: "it takes no batch of this size: raise its limit to 512 KiB",
     400: "it cannot read our batch: are both of one version?",
     422: "it cannot read our batch: are both of one version?",
@@ -29,7 +29,8 @@ _FIX_BY_STATUS: Final = {
 class HttpChannel:
     """Posts each batch to `{url}/v1/batches`; `client` may lead to a server in this process.
 
-    `read_receipt` reads the server's answer and raises `ValueError` when it is none.
+    Several batches may be on their way at once. `read_receipt` reads the server's answer and
+    raises `ValueError` when it is none; `key` is the setting that the address stands in.
     """
 
     name = "http"
@@ -42,14 +43,16 @@ class HttpChannel:
         token: str | None,
         read_receipt: Callable[[bytes], Receipt],
         timeout_s: float = 10.0,
+        key: str = "metering.url",
     ) -> None:
         try:
             address = httpx2.URL(url)
         except httpx2.InvalidURL as error:
-            raise SettingsError(f"metering.url = {url!r}: no address ({error})") from error
+            raise SettingsError(f"{key} = {url!r}: no address ({error})") from error
         if address.scheme not in ("http", "https") or not address.host:
-            raise SettingsError(f"metering.url = {url!r}: start it with https:// and a host")
+            raise SettingsError(f"{key} = {url!r}: start it with https:// and a host")
         self._client = client
+        self._key = key
         self._url = f"{url.rstrip('/')}/v1/batches"
         self._headers = {"Content-Type": CONTENT_TYPE, "Accept-Encoding": "identity"}
         if token is not None:
@@ -72,13 +75,15 @@ class HttpChannel:
                 " is the billing server running?"
             ) from error
         if status != httpx2.codes.OK:
-            fix = _FIX_BY_STATUS.get(status, "look at the billing server's log")
+            fix = _FIX_BY_STATUS.get(status, "look at the billing server's log").format(
+                key=self._key
+            )
             raise LineUnavailableError(f"{self._url} answered HTTP {status}: {fix}")
         try:
             return self._read_receipt(answer)
         except ValueError as error:
             raise LineUnavailableError(
-                f"{self._url} answered what is no receipt ({error}): set metering.url"
+                f"{self._url} answered what is no receipt ({error}): set {self._key}"
             ) from error
 
     async def close(self) -> None:
@@ -87,13 +92,18 @@ class HttpChannel:
 
     async def _post(self, batch: bytes) -> tuple[int, bytes]:
         async with self._client.stream(
-            "POST", self._url, content=batch, headers=self._headers, follow_redirects=False
+            "POST",
+            self._url,
+            content=batch,
+            headers=self._headers,
+            follow_redirects=False,
+            timeout=None,  # One for all of it is set around this; the client's own is shorter.
         ) as response:
             answer = bytearray()
             async for chunk in response.aiter_bytes():
                 answer += chunk
                 if len(answer) > _RECEIPT_BYTES_MAX:
                     raise LineUnavailableError(
-                        f"{self._url} answered more than a receipt: set metering.url"
+                        f"{self._url} answered more than a receipt: set {self._key}"
                     )
             return response.status_code, bytes(answer)

@@ -1,17 +1,17 @@
 """Ledger batches to the billing server over MQTT 5: a batch out, its receipt on a topic.
 
 A broker's acknowledgement is no receipt: a batch counts as delivered when the server's
-receipt, matched by correlation data, has come. paho's network thread only hands things
-over to the event loop, where everything is decided, so no callback can end that thread.
-A connection that is lost is not mended but made anew by the next send, so nothing waits
-in a queue of the library that a restart would lose.
+receipt has come, matched by correlation data that no two sends share, so that a late
+receipt is never taken for the answer to a repetition. paho's network thread only hands
+things over to the event loop, where everything is decided, so no callback can end that
+thread. A connection that is lost is not mended but made anew by the next send, so nothing
+waits in a queue of the library that a restart would lose.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import ssl
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 CONTENT_TYPE: Final = "application/cloudevents+json"
 _FAILURE: Final = 0x80
 _NO_SUBSCRIBERS: Final = 0x10
-_RECEIPT_BYTES_MAX: Final = 64 * 1024
+_RECEIPT_BYTES_MAX: Final = 256 * 1024
 _KEEPALIVE_S: Final = 30
 _GOODBYE_S: Final = 1.0
 
@@ -66,8 +66,9 @@ class Broker:
 class MqttChannel:
     """Sends each batch at QoS 1 and waits for the receipt that belongs to it.
 
-    It belongs to the event loop that first sends. `read_receipt` reads a receipt and
-    raises `ValueError` when it is none.
+    Several may be on their way at once; how many is the sender's to say. It belongs to the
+    event loop that first sends. `read_receipt` reads a receipt and raises `ValueError`
+    when it is none; `new_id` gives what is never given again, not even after a restart.
     """
 
     name = "mqtt"
@@ -78,36 +79,41 @@ class MqttChannel:
         topics: NodeTopics,
         *,
         read_receipt: Callable[[bytes], Receipt],
+        new_id: Callable[[], str],
         timeout_s: float = 10.0,
     ) -> None:
         self._broker = broker
         self._topics = topics
         self._read_receipt = read_receipt
+        self._new_id = new_id
         self._timeout_s = timeout_s
         self._tls = _tls(broker)
-        self._turn = asyncio.Lock()
+        self._opening = asyncio.Lock()
         self._link: _Link | None = None
-        self._closed = False
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._closed = asyncio.Event()
 
     async def send(self, batch: bytes) -> Receipt:
         """Deliver one CloudEvent and return the server's receipt for it."""
-        correlation = str(json.loads(batch)["id"]).encode()
-        async with self._turn:
-            if self._closed:
-                raise LineUnavailableError(f"the way to broker {self._broker} is closed")
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    link = await self._linked()
-                    answer = await link.ask(batch, correlation)
-            except TimeoutError as error:
-                acknowledged = self._link is not None and self._link.acknowledged
-                if not acknowledged:  # Half-open, or dead without a word.
-                    await self._unlink()
-                raise LineUnavailableError(self._no_answer(acknowledged=acknowledged)) from error
-            except LineUnavailableError:
-                if self._link is None or self._link.lost:
-                    await self._unlink()
-                raise
+        link: _Link | None = None
+        ask: _Ask | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                link = await self._linked()
+                ask = link.ask(batch, self._new_id().encode())
+                answer = await ask.answer
+        except TimeoutError as error:
+            acknowledged = ask is not None and ask.acknowledged
+            if not acknowledged:  # Half-open, or dead without a word.
+                await self._unlink(link)
+            raise LineUnavailableError(self._no_answer(acknowledged=acknowledged)) from error
+        except LineUnavailableError:
+            if link is not None and link.lost:
+                await self._unlink(link)
+            raise
+        finally:
+            if link is not None and ask is not None:
+                link.forget(ask)
         try:
             return self._read_receipt(answer)
         except ValueError as error:
@@ -118,25 +124,41 @@ class MqttChannel:
 
     async def close(self) -> None:
         """Leave; closing twice is harmless."""
-        self._closed = True
-        await self._unlink()
+        self._closed.set()
+        await self._unlink(self._link)
+        for leaving in tuple(self._leaving):
+            await leaving
 
     async def _linked(self) -> _Link:
-        if self._link is not None and self._link.lost:
-            await self._unlink()
-        if self._link is None:
-            self._link = _Link(self._broker, self._topics, self._tls, self._timeout_s)
-            try:
-                await self._link.open()
-            except BaseException:
-                await self._unlink()
-                raise
-        return self._link
+        async with self._opening:
+            if self._closed.is_set():
+                raise LineUnavailableError(f"the way to broker {self._broker} is closed")
+            if self._link is not None and self._link.lost:
+                await self._unlink(self._link)
+            if self._link is None:
+                link = _Link(self._broker, self._topics, self._tls, self._timeout_s)
+                try:
+                    await link.open()
+                except BaseException:
+                    await self._unlink(link)
+                    raise
+                if self._closed.is_set():
+                    await self._unlink(link)
+                    raise LineUnavailableError(f"the way to broker {self._broker} is closed")
+                self._link = link
+            return self._link
 
-    async def _unlink(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close()
+    async def _unlink(self, link: _Link | None) -> None:
+        if link is None:
+            return
+        if self._link is link:
+            self._link = None
+        if not link.closing:
+            link.closing = True
+            leaving = asyncio.create_task(link.close())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            await asyncio.shield(leaving)
 
     def _no_answer(self, *, acknowledged: bool) -> str:
         if acknowledged:
@@ -145,6 +167,21 @@ class MqttChannel:
                 f" {self._timeout_s:g} s: is the billing server running?"
             )
         return f"broker {self._broker} did not answer in {self._timeout_s:g} s: is it reachable?"
+
+
+@dataclass(slots=True, eq=False)
+class _Ask:
+    """A batch on its way, and the answer to it."""
+
+    correlation: bytes
+    answer: asyncio.Future[bytes]
+    mid: int | None = None
+    acknowledged: bool = False
+
+    def fail(self, words: str) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(LineUnavailableError(words))
+            self.answer.exception()  # Whoever waits will raise it; nobody need.
 
 
 class _Link:
@@ -160,11 +197,10 @@ class _Link:
         self._connected: asyncio.Future[None] = self._loop.create_future()
         self._subscribed: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._asks: dict[bytes, _Ask] = {}
         self._started = False
-        self._answer: tuple[bytes, asyncio.Future[bytes]] | None = None
-        self._mid: int | None = None
-        self.acknowledged = False
         self.lost = False
+        self.closing = False
         self._client = client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
@@ -209,27 +245,28 @@ class _Link:
             raise LineUnavailableError(f"broker {self._broker} was lost while subscribing")
         await self._subscribed
 
-    async def ask(self, batch: bytes, correlation: bytes) -> bytes:
-        """Publish and wait for what comes back for it."""
-        answer: asyncio.Future[bytes] = self._loop.create_future()
-        self._answer, self.acknowledged = (correlation, answer), False
+    def ask(self, batch: bytes, correlation: bytes) -> _Ask:
+        """Publish; what comes back for it will be the answer."""
+        ask = _Ask(correlation=correlation, answer=self._loop.create_future())
         about = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # as paho has it
         about.ContentType = CONTENT_TYPE
         about.ResponseTopic = self._topics.ack
         about.CorrelationData = correlation
-        try:
-            sent = self._client.publish(self._topics.usage, batch, qos=1, properties=about)
-            if sent.rc != MQTT_ERR_SUCCESS:
-                self.lost = True
-                raise LineUnavailableError(f"broker {self._broker} was lost: is it running?")
-            self._mid = sent.mid
-            return await answer
-        finally:
-            self._answer, self._mid = None, None
+        sent = self._client.publish(self._topics.usage, batch, qos=1, properties=about)
+        if sent.rc != MQTT_ERR_SUCCESS:
+            self.lost = True
+            raise LineUnavailableError(f"broker {self._broker} was lost: is it running?")
+        ask.mid = sent.mid
+        self._asks[correlation] = ask
+        return ask
+
+    def forget(self, ask: _Ask) -> None:
+        """Wait for this answer no longer."""
+        self._asks.pop(ask.correlation, None)
 
     async def close(self) -> None:
         """End the connection and its thread."""
-        self.lost = True
+        self._fail(f"the connection to broker {self._broker} was given up")
         self._client.disconnect()
         if not self._started:
             return
@@ -271,28 +308,30 @@ class _Link:
         )
 
     def _take_publish(self, mid: int, reason: Any, _properties: Any) -> None:
-        if mid != self._mid or self._answer is None:
+        ask = next((one for one in self._asks.values() if one.mid == mid), None)
+        if ask is None:
             return
         if reason.value == _NO_SUBSCRIBERS:
-            self._fail_answer(
+            ask.fail(
                 f"nobody at broker {self._broker} listens to {self._topics.usage}:"
                 " start the billing server"
             )
         elif reason.value >= _FAILURE:
-            self._fail_answer(
+            ask.fail(
                 f"broker {self._broker} does not take {self._topics.usage} ({reason}):"
                 " allow it to this node"
             )
         else:
-            self.acknowledged = True
+            ask.acknowledged = True
 
     def _take_message(self, message: MQTTMessage) -> None:
         correlation = getattr(message.properties, "CorrelationData", None)
-        if self._answer is None or correlation != self._answer[0]:
+        ask = self._asks.get(correlation) if isinstance(correlation, bytes) else None
+        if ask is None:
             log.debug("a receipt nobody waits for", topic=message.topic)
             return
-        if not self._answer[1].done():
-            self._answer[1].set_result(bytes(message.payload))
+        if not ask.answer.done():
+            ask.answer.set_result(bytes(message.payload))
 
     def _take_disconnect(self, _flags: Any, reason: Any, _properties: Any) -> None:
         # Mosquitto 2.0 does not say so when another client takes our id over.
@@ -308,11 +347,8 @@ class _Link:
             if not waiting.done():
                 waiting.set_exception(LineUnavailableError(words))
                 waiting.exception()  # Whoever waits will raise it; nobody need.
-        self._fail_answer(words)
-
-    def _fail_answer(self, words: str) -> None:
-        if self._answer is not None and not self._answer[1].done():
-            self._answer[1].set_exception(LineUnavailableError(words))
+        for ask in self._asks.values():
+            ask.fail(words)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -21,16 +21,17 @@ from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
 from qcnode.errors import QcError, RulingError
-from qcnode.panel import live, pages, review, service, view
+from qcnode.panel import live, pages, review, service, spend, view
 from qcnode.panel.books import Books
 from qcnode.panel.guard import Guard
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
 
     from starlette.requests import Request
 
+    from qcnode.books.forecast import Outlook
     from qcnode.health import HealthBoard
     from qcnode.panel.sources import About, DeskView, JournalView, LiveView
     from qcnode.ports import Ledger
@@ -45,6 +46,7 @@ def create_panel(
     journal: JournalView,
     desk: DeskView,
     ledger: Ledger,
+    outlooks: Callable[[], Sequence[Outlook]],
     health: HealthBoard,
     about: About,
     hosts: tuple[str, ...],
@@ -53,14 +55,15 @@ def create_panel(
 ) -> FastAPI:
     """Build the panel. `hosts` are the names browsers know it by, beside loopback.
 
-    `station_live` must answer at once with what the line thread last put there. A
+    `station_live` must answer at once with what the line thread last put there;
+    `outlooks` are the budgets as they stand. A
     `token` (at least 16 characters) is needed wherever the panel is bound beyond
     loopback; without one everybody who can reach it may rule on parts.
     """
     threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="panel")
     # The live picture has a thread to itself: a disk that hangs must not stop it.
     painter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="panel-live")
-    books = Books(desk=desk, journal=journal, ledger=ledger, threads=threads)
+    books = Books(desk=desk, journal=journal, ledger=ledger, outlooks=outlooks, threads=threads)
     build = f"{about.version}-{_digest(_HERE, about)}"
 
     async def state() -> view.Json:
@@ -75,7 +78,11 @@ def create_panel(
             "waiting": view.waiting(reading.waiting, about, kept=reading.kept, now=at),
             "settled": view.settled(reading.settled, about),
             "money": view.money(
-                reading.totals, about, budget_left=reading.budget_left, confirmed=reading.confirmed
+                reading.totals,
+                about,
+                outlooks=reading.outlooks,
+                confirmed=reading.confirmed,
+                now=at,
             ),
             "health": view.health(health.all(), about, now=at),
         }
@@ -121,6 +128,7 @@ def create_panel(
             decided=hub.poke,
         )
     )
+    app.include_router(spend.router(read=books.read, desk=desk))
     app.include_router(
         service.router(read=books.read, health=health, about=about, viewers=hub.viewers)
     )

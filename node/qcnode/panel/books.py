@@ -19,9 +19,10 @@ from qcnode.panel.sources import Kept
 from qcnode.panel.view import STRIP_MAX, WAITING_SHOWN_MAX, in_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from qcnode.books.forecast import Outlook
     from qcnode.domain import Counts, Fault, Inspection
     from qcnode.money import LedgerTotals
     from qcnode.panel.sources import DeskView, JournalView, WaitingView
@@ -49,7 +50,7 @@ class Reading:
     counts: Counts | None = None
     recent: Sequence[Inspection | Fault] | None = None
     totals: LedgerTotals | None = None
-    budget_left: int | None = None
+    outlooks: Sequence[Outlook] | None = None
     confirmed: int | None = None
 
 
@@ -57,11 +58,18 @@ class Books:
     """Reads journal and ledger in threads of its own, one look at a time."""
 
     def __init__(
-        self, *, desk: DeskView, journal: JournalView, ledger: Ledger, threads: Executor
+        self,
+        *,
+        desk: DeskView,
+        journal: JournalView,
+        ledger: Ledger,
+        outlooks: Callable[[], Sequence[Outlook]],
+        threads: Executor,
     ) -> None:
         self._desk = desk
         self._journal = journal
         self._ledger = ledger
+        self._outlooks = outlooks
         self._threads = threads
         self._looking: asyncio.Future[Reading] | None = None
         # Only one look at a time, so these are never touched by two threads at once.
@@ -83,7 +91,7 @@ class Books:
         return looking.result()
 
     def _look(self, waiting: Sequence[WaitingView]) -> Reading:
-        counts = recent = totals = budget_left = confirmed = None
+        counts = recent = totals = outlooks = confirmed = None
         try:
             self._look_for_pictures(waiting)
             counts, recent = self._journal.counts(), self._journal.recent(STRIP_MAX)
@@ -92,7 +100,7 @@ class Books:
             log.debug("journal not read", reason=str(error))
         try:
             totals = self._ledger.totals()
-            budget_left = self._ledger.budget_left_pico()
+            outlooks = self._outlooks()
             confirmed = self._ledger.receipt_seq()
         except QcError as error:
             totals = None
@@ -104,7 +112,7 @@ class Books:
             counts=counts,
             recent=recent,
             totals=totals,
-            budget_left=budget_left,
+            outlooks=outlooks,
             confirmed=confirmed,
         )
 

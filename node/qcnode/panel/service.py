@@ -8,7 +8,10 @@ needs neither cloud nor broker. `/metrics` is Prometheus text, read when scraped
 - `qcnode_attempts{state}`: open, settled, not_billed, indeterminate; `qcnode_unpriced_attempts`
 - `qcnode_tokens_total{direction}`: input, output
 - `qcnode_cost_pico_total{currency}` (measured), `qcnode_held_pico{currency}` (open and
-  indeterminate, at their worst case), `qcnode_budget_left_pico` (absent without a limit)
+  indeterminate, at their worst case)
+- `qcnode_budget_limit{budget,unit,window}`, `_used`, `_held`, `_left`, `_forecast` (with
+  `_forecast_low` and `_forecast_high`; absent while nothing is counted in the window) and
+  `qcnode_budget_alarm{budget,alarm}`; money in pico-units, the unit being its currency
 - `qcnode_ledger_entries_total`, `qcnode_ledger_unconfirmed_entries` (no receipt yet)
 - `qcnode_component_ok{component,needed}`, `qcnode_ready`
 - `qcnode_source_up{source}`: 0 when journal or ledger cannot be read; its metrics are absent then
@@ -26,13 +29,15 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from qcnode.books.forecast import Alarm
 from qcnode.panel.guard import KNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from prometheus_client.core import Metric
 
+    from qcnode.books.forecast import Outlook
     from qcnode.domain import Counts
     from qcnode.health import HealthBoard
     from qcnode.money import LedgerTotals
@@ -117,12 +122,8 @@ class _Scrape:
             yield from _part_metrics(reading.counts)
         if reading.totals is not None:
             yield from _ledger_metrics(reading.totals, reading.confirmed)
-        if reading.budget_left is not None:
-            yield _gauge(
-                "qcnode_budget_left_pico",
-                "What may still be reserved, in pico-units",
-                reading.budget_left,
-            )
+        if reading.outlooks:
+            yield from _budget_metrics(reading.outlooks)
 
     def _health_metrics(self) -> Iterable[Metric]:
         components = GaugeMetricFamily(
@@ -145,6 +146,40 @@ def _part_metrics(counts: Counts) -> Iterable[Metric]:
     yield CounterMetricFamily("qcnode_escalations", "Questions opened", counts.escalated)
     yield CounterMetricFamily("qcnode_rulings", "Questions settled", counts.ruled)
     yield _gauge("qcnode_escalations_waiting", "Questions that wait", counts.waiting)
+
+
+def _budget_metrics(outlooks: Sequence[Outlook]) -> Iterable[Metric]:
+    kinds: dict[str, tuple[str, Callable[[Outlook], int | None]]] = {
+        "limit": ("What may be used in the window", lambda one: one.state.limit),
+        "used": ("Spent and held in the window", lambda one: one.state.used),
+        "held": ("Held at the worst case", lambda one: one.state.held),
+        "left": ("What may still be reserved", lambda one: one.state.left),
+        "forecast": ("What the window comes to", _forecast("expected")),
+        "forecast_low": ("What it comes to at least, likely", _forecast("low")),
+        "forecast_high": ("What it comes to at most, likely", _forecast("high")),
+    }
+    for name, (words, value_of) in kinds.items():
+        family = GaugeMetricFamily(
+            f"qcnode_budget_{name}", words, labels=["budget", "unit", "window"]
+        )
+        for one in outlooks:
+            budget, value = one.state.budget, value_of(one)
+            if value is not None:
+                family.add_metric(
+                    [budget.name, budget.currency or budget.unit, budget.window], value
+                )
+        yield family
+    alarms = GaugeMetricFamily(
+        "qcnode_budget_alarm", "What is wrong with a budget", labels=["budget", "alarm"]
+    )
+    for one in outlooks:
+        for alarm in Alarm:
+            alarms.add_metric([one.state.budget.name, alarm.value], int(one.alarm is alarm))
+    yield alarms
+
+
+def _forecast(name: str) -> Callable[[Outlook], int | None]:
+    return lambda one: None if one.forecast is None else getattr(one.forecast, name)
 
 
 def _ledger_metrics(totals: LedgerTotals, confirmed: int | None) -> Iterable[Metric]:

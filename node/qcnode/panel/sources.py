@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Prediction,
         Ruling,
     )
+    from qcnode.money import Outcome
 
 
 class LiveView(Protocol):
@@ -88,6 +89,13 @@ class DeskView(Protocol):
     def waiting(self) -> Sequence[WaitingView]:
         """Return what waits, from memory."""
 
+    async def learn(self, escalation_id: str, truth: Finding, *, source: str) -> Outcome:
+        """Put on record what a part that was ruled on proved to be.
+
+        Raises `RulingError` when the part is unknown or still waits, and
+        `LedgerUnavailableError` when nothing can be put on record.
+        """
+
     async def settle(
         self,
         escalation_id: str,
@@ -132,8 +140,6 @@ class About:
     provider: str | None
     provider_model: str | None
     scripted: bool
-    currency: str
-    budget: str
     started_at: datetime
     on_timeout: str | None = None
     zone: tzinfo | None = None

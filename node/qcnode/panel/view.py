@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from qcnode.books.forecast import Alarm
 from qcnode.domain import Decider, Fault, Finding, Inspection, Verdict
+from qcnode.money import CostCentre
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime, tzinfo
+    from datetime import tzinfo
 
+    from qcnode.books.budgets import Budget
+    from qcnode.books.forecast import Forecast, Outlook
     from qcnode.domain import Counts, Limits, Ruling
     from qcnode.health import Health
     from qcnode.money import LedgerTotals
@@ -29,11 +33,14 @@ STRIP_MAX = 120
 """How many of the last parts the strip shows."""
 WAITING_SHOWN_MAX = 25
 """How many waiting parts a browser is told of; the rest follow as these are settled."""
+BUDGETS_SHOWN_MAX = 3
+"""How many budgets fit the screen; those with an alarm come first."""
 AGENT_FIRST = timedelta(seconds=2)
 """How long the agent has a part to itself: what it answers at once flashes past nobody."""
 EXPECTED = ("camera", "model", "line", "journal", "ledger", "billing", "provider")
 """Components every node has, in the order they are shown; silence of one is shown too."""
 
+DASH = "\N{EM DASH}"
 PICO = 10**12
 MICRO_PER_UNIT = 10**6
 PICO_PER_MICRO = PICO // MICRO_PER_UNIT
@@ -49,7 +56,15 @@ _FINDINGS = {
     Finding.DEFECTIVE: ("defective", "Reject part"),
     Finding.UNSURE: ("unsure", "Not sure"),
 }
+_ALARMS: dict[Alarm | None, tuple[int, str | None]] = {
+    Alarm.NOT_LENT: (0, "nothing is lent"),
+    Alarm.EXHAUSTED: (1, "used up"),
+    Alarm.OVER: (2, "will not last"),
+    Alarm.MUCH: (3, "over 80 % used"),
+    None: (4, None),
+}
 SCRIPTED = "scripted provider"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def part(live: LiveView, limits: Limits, *, zone: tzinfo | None) -> Json:
@@ -168,13 +183,19 @@ def settled(rulings: Sequence[Ruling], about: About) -> Json:
 
 
 def money(
-    totals: LedgerTotals | None, about: About, *, budget_left: int | None, confirmed: int | None
+    totals: LedgerTotals | None,
+    about: About,
+    *,
+    outlooks: Sequence[Outlook] | None,
+    confirmed: int | None,
+    now: datetime,
 ) -> Json:
     """Return the books in one look. Measured, held and unpriced are never added up."""
     view: Json = {"scripted": SCRIPTED if about.scripted else None}
-    if totals is None:
+    if totals is None or outlooks is None:
         return view | {"known": False}
-    currencies = sorted({*totals.cost_pico, *totals.held_pico, about.currency})
+    limited = {currency for one in outlooks if (currency := one.state.budget.currency)}
+    currencies = sorted({*totals.cost_pico, *totals.held_pico, *limited})
     waits = None if confirmed is None else max(0, totals.entries - confirmed)
     return view | {
         "known": True,
@@ -195,14 +216,86 @@ def money(
         "unpriced_words": f"{totals.unpriced} attempt{'' if totals.unpriced == 1 else 's'}",
         "input_tokens": grouped(totals.input_tokens),
         "output_tokens": grouped(totals.output_tokens),
-        "left": f"{about.currency} {amount(budget_left)} of {about.budget}"
-        if budget_left is not None
-        else "no limit set",
-        "spent_out": budget_left is not None and budget_left <= 0,
+        "budgets": budgets(outlooks, about, now=now),
         "entries": totals.entries,
         "unconfirmed": waits,
         "unconfirmed_words": None if waits is None else f"{waits} of {totals.entries}",
     }
+
+
+def budgets(outlooks: Sequence[Outlook], about: About, *, now: datetime) -> Json:
+    """Return the budgets, those with an alarm first, and how many more there are."""
+    turn = sorted(outlooks, key=lambda one: _ALARMS[one.alarm][0])
+    return {
+        "shown": [_budget(one, about, now) for one in turn[:BUDGETS_SHOWN_MAX]],
+        "more": max(0, len(turn) - BUDGETS_SHOWN_MAX),
+    }
+
+
+def _budget(one: Outlook, about: About, now: datetime) -> Json:
+    state, coming = one.state, one.forecast
+    budget, limit = state.budget, state.limit
+    rank, word = _ALARMS[one.alarm]
+    return {
+        "name": budget.name,
+        "window": f"this {budget.window}",
+        "scope": ", ".join(
+            f"{name} {value}"
+            for name in CostCentre.__slots__
+            if (value := getattr(budget.scope, name))
+        ),
+        "used": f"{quantity(state.used, budget)} of {quantity(limit, budget)} {_unit(budget)}"
+        if state.lent
+        else DASH,
+        "held": quantity(state.held, budget) if state.held else None,
+        "forecast": None if coming is None else _coming(coming, budget),
+        "used_up": None
+        if coming is None or coming.used_up_us is None
+        else clock(_time(coming.used_up_us), about.zone, near=now, seconds=False),
+        "alarm": word,
+        "bad": rank < 2,  # noqa: PLR2004  # nothing may be asked any more
+        # Everything as a share of the limit, at the right end of the bar.
+        "bar": {
+            "spent": _share(state.used - state.held, limit),
+            "held": _share(state.used, limit),
+            "expected": None if coming is None else _share(coming.expected, limit),
+            "low": None if coming is None else _share(coming.low, limit),
+            "high": None if coming is None else _share(coming.high, limit),
+            "beyond": coming is not None and coming.expected > limit,
+        },
+    }
+
+
+def _coming(coming: Forecast, budget: Budget) -> str:
+    low, high = quantity(coming.low, budget), quantity(coming.high, budget)
+    likely = f" ({low} to {high})" if low != high else ""
+    return f"ends at {quantity(coming.expected, budget)}{likely}"
+
+
+def _share(part: int, whole: int) -> float:
+    return round(min(max(part / whole, 0.0), 1.0), 4) if whole else float(part > 0)
+
+
+def _unit(budget: Budget) -> str:
+    return budget.currency or budget.unit
+
+
+def _time(at_us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=at_us)
+
+
+def quantity(count: int, budget: Budget) -> str:
+    """Write what a budget counts: money to three figures, and tokens and calls in full."""
+    if budget.unit != "money":
+        return grouped(count)
+    if count <= 0:
+        return "0.00" if count == 0 else f"\N{MINUS SIGN}{quantity(-count, budget)}"
+    digits = min(max(2, len(str(PICO)) + 2 - len(str(count))), 6)
+    scaled = (count * 10**digits + PICO // 2) // PICO
+    if not scaled:
+        return f"< 0.{'0' * (digits - 1)}1"
+    whole, part = divmod(scaled, 10**digits)
+    return f"{grouped(whole)}.{part:0{digits}d}"
 
 
 def grouped(count: int) -> str:
@@ -315,10 +408,12 @@ def clock(
     millis: bool = False,
     day: bool = False,
     near: datetime | None = None,
+    seconds: bool = True,
 ) -> str:
     """Write a time of day in `zone`, with its date when asked or when `near` is another day."""
     local = at.astimezone(zone)
-    text = local.strftime("%H:%M:%S") + (f".{local.microsecond // 1000:03d}" if millis else "")
+    text = local.strftime("%H:%M:%S" if seconds else "%H:%M")
+    text += f".{local.microsecond // 1000:03d}" if millis else ""
     other_day = near is not None and near.astimezone(zone).date() != local.date()
     return f"{local:%Y-%m-%d} {text}" if day or other_day else text
 

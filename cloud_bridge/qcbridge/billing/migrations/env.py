@@ -2,6 +2,7 @@
 
 from alembic import context
 
+import qcbridge.billing.paper_tables  # noqa: F401  # its tables belong to METADATA
 from qcbridge.billing.tables import METADATA
 
 context.configure(
