@@ -20,7 +20,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test-env services check test test-long test-podman prove-drain bench-books lock dist clean
+.PHONY: help env demo test-env services check test test-long test-podman prove-drain prove-bill bench-books lock dist clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ test-podman: test-env ## build and start the containers; needs podman, buildah a
 
 prove-drain: test-env ## a month of entries (1.6 million) drained while the line goes on; about 10 minutes
 	$(BIN)/python -m tests.faults.measure_drain $(ARGS)
+
+prove-bill: env ## a million entries of ten nodes billed and verified, about 15 minutes; ARGS='--out FOLDER'
+	@$(BIN)/qcnode billing prove $(ARGS)
 
 bench-books: test-env ## figures of ledger, prices, sync and import, as ratios; ARGS='--json --folder /var/tmp'
 	@$(BIN)/python -m tests.measure_books $(ARGS)

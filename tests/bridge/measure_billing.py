@@ -1,53 +1,41 @@
-"""How many ledger entries a second the billing store takes, on this machine.
+"""How fast the billing server takes ledger entries on PostgreSQL, on this machine.
 
-    python -m tests.bridge.measure_billing [URL ...] [--entries N] [--batch N] [--runs N]
+    python -m tests.bridge.measure_billing [--entries N] [--rounds N] [--no-fsync]
 
-Without a URL it measures SQLite in a temporary folder, with every commit on the disk.
-Counted is what a server does for a batch: decode, verify, store, commit.
+It starts a PostgreSQL of its own, which waits for the disk at each commit as one in
+earnest does, and measures what `qcnode bench --books` measures of the import: ours and a
+bare COPY of the same rows in turn.
 """
 
 import argparse
-import statistics
-import tempfile
-import time
-import uuid
+import logging
 
-from qcbridge.billing.intake import Intake
-from qcbridge.billing.store import BillingStore
-from tests.bridge.ledgers import NOW, attempts, raw_batch, write
+import structlog
+
+from qcnode.bench.billing import import_results
+from tests.programs import find_postgres
+from tests.services import Postgres
 
 
 def main():
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("urls", nargs="*")
-    asked.add_argument("--entries", type=int, default=10_000)
-    asked.add_argument("--batch", type=int, default=500)
-    asked.add_argument("--runs", type=int, default=5)
+    asked.add_argument("--entries", type=int, default=20_000)
+    asked.add_argument("--rounds", type=int, default=7)
+    asked.add_argument("--no-fsync", action="store_true")
     options = asked.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        for url in options.urls or [f"sqlite:///{folder}/billing.db"]:
-            rates = [_rate(url, options.entries, options.batch) for _ in range(options.runs)]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    server = Postgres(find_postgres(), fsync=not options.no_fsync)
+    try:
+        server.start()
+        results = import_results(server(), rounds=options.rounds, entries=options.entries)
+        for result in results:
+            values = result.values
             print(  # noqa: T201  # a script that prints is what this is
-                f"{url.partition(':')[0]}: batches of {options.batch}, entries/s"
-                f" min {min(rates):.0f} median {statistics.median(rates):.0f} max {max(rates):.0f}"
+                f"{result.name}: min {min(values):.3g} median {result.median:.3g}"
+                f" max {max(values):.3g}, aim {result.aim:g}"
             )
-
-
-def _rate(url, count, step):
-    epoch = uuid.uuid4().hex
-    entries = write(attempts(count), epoch=epoch)[:count]
-    batches = [raw_batch(entries[start : start + step]) for start in range(0, count, step)]
-    store = BillingStore(url, now=lambda: NOW)
-    store.migrate()
-    intake = Intake(store)
-    began = time.perf_counter()
-    for raw in batches:
-        receipt = intake.take(raw, via="measure")
-    took = time.perf_counter() - began
-    store.close()
-    if (receipt.acked_seq, receipt.head_hash) != (count, entries[-1].hash.hex()):
-        raise SystemExit(f"the store is wrong: {receipt}")
-    return count / took
+    finally:
+        server.remove()
 
 
 if __name__ == "__main__":

@@ -153,6 +153,7 @@ def test_where_strangers_are_taken_in_the_first_key_counts_and_no_other(books):
 @pytest.mark.parametrize(
     ("key", "says"),
     [
+        (None, "names no key to be known by"),
         ("nonsense", "a key that is none"),
         (str(key_of(node="node-2").public), "names the key of 'acme/node-2' as its own"),
         (str(key_of(generation=2).public), "no signature of acme/node-1"),

@@ -191,6 +191,7 @@ def test_a_pack_is_bought_once_and_listed_with_what_is_left(desk):
     words += ("--bought", "2026-09-01", "--until", "2027-09-01")
     assert desk.run(*words).out == "pack-1: on record\n"
     assert desk.run(*words).out == "pack-1: was on record before\n"
+    assert desk.run(*words[:-4], *words[-2:]).out == "pack-1: was on record before\n"
     done = issue(desk)
     assert "Pack pack-1: 1000000 tokens of deepseek, 5000.000000 CNY" in done.out
     [pack] = json.loads(desk.run("pack", "list", "--json").out)["packs"]

@@ -18,9 +18,10 @@ from qcbridge.billing.issued_paper import decode_invoice, encode_invoice, invoic
 from qcbridge.billing.papers import COLUMNS, invoice_json, invoice_text, invoices_text
 from qcbridge.billing.resolutions import LedgerName
 from qcbridge.billing.verify import verify_invoice
-from qcbridge.prices import PriceBook
+from qcbridge.prices import PriceBook, PriceClass
+from qcbridge.pricing import rows as price_rows
 from qcnode.errors import BillingError
-from qcnode.money import Adjusted, Cost, Reconciled, WrittenOff
+from qcnode.money import Adjusted, Cost, Reconciled, TokenUsage, WrittenOff
 from tests.bridge.paper_world import (
     DECEMBER,
     NOVEMBER,
@@ -288,6 +289,48 @@ def test_a_credit_note_gives_back_no_more_than_was_charged(lite, tmp_path):
     assert lite.verify(december, tmp_path / "x").problems == []
 
 
+def test_a_price_that_falls_with_the_month_needs_a_contract_that_says_how_far(tmp_path):
+    def row(price, tier):
+        [made] = rows("deepseek", micro={PriceClass.INPUT: price})
+        return replace(made, tier=tier, id="")
+
+    def tier(low, high):
+        return price_rows.Tier(
+            basis=price_rows.TierBasis.MONTH_CLASS,
+            mode=price_rows.TierMode.GRADUATED,
+            low=low,
+            high=high,
+        )
+
+    book = PriceBook(
+        [
+            row(2_000_000, tier(0, 1000)),
+            row(1_000_000, tier(1000, None)),
+            *rows("deepseek", micro={PriceClass.OUTPUT: 4_000_000}),
+        ]
+    )
+    world = PaperWorld(f"sqlite:///{tmp_path}/b.db", book=book, now="2026-12-01T00")
+    node = world.node()
+    for hour in range(3):
+        node.use(at_us=at(f"2026-11-16T0{hour}"), usage=TokenUsage(text=1_000))
+    node.send()
+    assert world.draft().lines[0].list_pico == 6_000_000_000
+    with pytest.raises(BillingError, match="falls with the volume of a month"):
+        world.issue()
+    half = Term(
+        id="volume",
+        provider="deepseek",
+        model="*",
+        from_period="2026-11",
+        to_period=None,
+        tiers=(Tier(above_tokens=1000, rebate_bp=5_000),),
+    )
+    invoice = world.issue(contract=Contract(terms=(half,), sha256="ab" * 32))
+    assert invoice.total_micro == 4_000
+    assert world.verify(invoice, tmp_path / "x").problems == []
+    world.close()
+
+
 def test_what_the_server_decided_is_billed_once_though_the_node_repeats_it(world, tmp_path):
     node = world.node()
     lost = node.lose(at_us=at("2026-11-16T01"))
@@ -409,7 +452,7 @@ def test_d7_issuing_again_changes_nothing_and_gives_the_same_invoice(world):
             world.issue(**changed)
 
 
-def test_d7_buying_a_pack_again_changes_nothing(world):
+def test_d7_buying_a_pack_again_changes_nothing(world, tmp_path):
     pack = Pack(
         id="pack-1",
         provider="deepseek",
@@ -428,7 +471,10 @@ def test_d7_buying_a_pack_again_changes_nothing(world):
     world.send()
     world.clock("2026-12-01T00")
     november = world.issue()
-    assert [one.pack.id for one in november.purchases] == ["pack-1"]
+    [purchase] = november.purchases
+    assert purchase.pack.id == "pack-1"
+    forged = replace(november, purchases=(replace(purchase, amount_micro=1),))
+    assert "pack pack-1: amount" in world.verify(forged, tmp_path / "forged").problems[0]
     assert november.total_micro == 5_000_000
     assert world.invoices.packs("acme")[0][1] == 10**6 - 1_760
 

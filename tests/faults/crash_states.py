@@ -233,7 +233,7 @@ def examine(folder, taken, *, states, seed=1):
     return report
 
 
-def look(folder, taken, said):
+def look(folder, taken, said):  # noqa: C901  # one case after the other
     """Open what is left as a node would, and yield what is wrong with it."""
     acknowledged, confirmed = said
     try:
@@ -294,9 +294,7 @@ def main():
         began = time.monotonic()
         states = arguments.states if synchronous == "FULL" else arguments.states // 4
         with tempfile.TemporaryDirectory() as folder:
-            report = run(
-                Path(folder), states=states, synchronous=synchronous, seed=arguments.seed
-            )
+            report = run(Path(folder), states=states, synchronous=synchronous, seed=arguments.seed)
         print(  # noqa: T201  # the figures for docs/proof.md
             f"synchronous={synchronous}: {report.states} states in"
             f" {time.monotonic() - began:.0f} s:"

@@ -40,8 +40,10 @@ def test_the_recording_is_what_the_system_is_asked_for(tmp_path, program):
     (tmp_path / "traced").mkdir()
     calls = "trace=pwrite64,write,ftruncate,fsync,fdatasync,unlink,rename"
     traced = subprocess.run(
-        [program("strace"), "-f", "-y", "-s", "0", "-e", calls, "-o", trace]
-        + [sys.executable, "-c", words],
+        [
+            *(program("strace"), "-f", "-y", "-s", "0", "-e", calls, "-o", trace),
+            *(sys.executable, "-c", words),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -408,7 +408,7 @@ class _Os:
     def _at(self, path):
         if isinstance(path, int):
             try:
-                path = os.readlink(f"/proc/self/fd/{path}")
+                path = str(Path(f"/proc/self/fd/{path}").readlink())
             except OSError:
                 return None, ""
         return self._shim.disk_of(os.fsdecode(path))
@@ -446,7 +446,7 @@ class _Os:
 
     def _fsync(self, own, file):
         number = file if isinstance(file, int) else file.fileno()
-        whole, _name = self._at(os.readlink(f"/proc/self/fd/{number}") + "/")
+        whole, _name = self._at(f"{Path(f'/proc/self/fd/{number}').readlink()}/")
         disk, name = self._at(number) if whole is None else (whole, "")
         if disk is None:
             own(file)

@@ -73,6 +73,9 @@ class Rates(Protocol):
     def rate(self, row_id: str) -> Rate | None:
         """Return what that row says; None when the book does not have it."""
 
+    def falls_with_volume(self, row_id: str) -> bool:
+        """Say whether the price depends on how much is used in a month."""
+
 
 class GroupKey(NamedTuple):
     """What a group of recorded costs has in common; in this order lines are sorted."""

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from qcbridge.billing.bill import Rate, Sums, split, tokens_of
 from qcbridge.billing.invoices import from_us
-from qcbridge.pricing.rows import STANDARD, Terms
+from qcbridge.pricing.rows import STANDARD, Terms, TierBasis
 from qcnode.books import chain
 from qcnode.errors import UnpricedError
 
 if TYPE_CHECKING:
     from qcbridge.prices import PriceBook
     from qcnode.money import Cost, TokenUsage
+
+_OF_A_MONTH = (TierBasis.MONTH_CLASS, TierBasis.MONTH_TOTAL)
 
 
 class BookRates:
@@ -36,6 +38,11 @@ class BookRates:
     def rate(self, row_id: str) -> Rate | None:
         """Return what a row says; None when the book does not have it."""
         return self._rates.get(row_id)
+
+    def falls_with_volume(self, row_id: str) -> bool:
+        """Say whether the price depends on how much is used in a month."""
+        row = self._rows.get(row_id)
+        return row is not None and row.tier is not None and row.tier.basis in _OF_A_MONTH
 
     def says(
         self, usage: TokenUsage, provider: str, model: str, region: str, rated_us: int

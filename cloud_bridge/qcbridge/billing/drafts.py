@@ -41,9 +41,9 @@ from qcnode.books.attempts import State
 from qcnode.errors import BillingError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from qcbridge.billing.bill import InvoiceLine, Rates
+    from qcbridge.billing.bill import GroupKey, InvoiceLine, Rates
     from qcbridge.billing.invoices import Period
 
 DEFAULT_ISSUER: Final = "qcnode billing"
@@ -117,6 +117,8 @@ class Draft:
             lenient=self._skips,
         )
         groups = gather(cell for cells in charges.nodes(self.stretches) for cell in cells)
+        if not self._preview:
+            self._check_volumes(groups)
         packs = [
             (pack, left)
             for pack, left in packs_left(self._db, self._tenant)
@@ -160,6 +162,23 @@ class Draft:
             beside=self._beside(frozenset(one.id for one in decisions)),
             capture=self._capture(),
         )
+
+    def _check_volumes(self, groups: Iterable[GroupKey]) -> None:
+        """Raise when a price falls with the month's volume and no contract says how far.
+
+        A node does not know what others used: it prices each request as the month's first.
+        """
+        rates, contract = self._terms.rates, self._terms.contract
+        if rates is None:
+            return
+        for key in groups:
+            falling = [row for row in key.rows if rates.falls_with_volume(row)]
+            term = contract.term(key.provider, key.model, self._period.name)
+            if falling and key.why in (Why.USAGE, Why.LATE) and (term is None or not term.tiers):
+                raise BillingError(
+                    f"{falling[0]} falls with the volume of a month, and every request is on record"
+                    f" as its first: state the tiers of {key.model} in a contract (--contract)"
+                )
 
     def _check_order(self) -> None:
         """Raise when another month comes first: an invoice takes in all that is older."""

@@ -163,11 +163,10 @@ def _check_note(offer: Offer, keys: Sequence[PublicKey]) -> None:
 
 
 def _enrol(db: sa.Connection, offer: Offer, now_us: int) -> None:
-    """Believe a stranger by the key it names; one that names none has nobody to vouch for it."""
+    """Believe a stranger by the key it names."""
     who = f"{offer.tenant}/{offer.node}"
     if offer.key is None:
-        log.warning("a node that nobody registered sends without a key: anybody could", node=who)
-        return
+        raise _unsigned(f"{who} is not registered here and names no key to be known by")
     try:
         key = PublicKey.parse(offer.key)
     except SealError as error:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
+import sqlalchemy as sa
+
 from qcbridge.billing.bill import recorded_pico
 from qcbridge.billing.book_rates import BookRates
 from qcbridge.billing.contracts import read_contract, read_rate
@@ -302,12 +304,24 @@ def _send(run: _Run, out: Path, names: list[str], database: Database, clock: _Cl
         count += seq
         run.say(f"{name}: {seq} entries taken")
     seconds = time.monotonic() - started
+    size = _stored_bytes(database) // count
     run.step(
         "take in",
         seconds,
-        f"{count} entries, {_rate(count, seconds)} entries/s",
+        f"{count} entries, {_rate(count, seconds)} entries/s, {size} bytes each",
         rate=_rate(count, seconds),
+        bytes_per_entry=size,
     )
+
+
+def _stored_bytes(database: Database) -> int:
+    """Return how large the database is, indexes and all."""
+    with database.reading() as db:
+        if db.dialect.name == "postgresql":
+            query = "SELECT pg_database_size(current_database())"
+        else:
+            query = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+        return int(db.execute(sa.text(query)).scalar_one())
 
 
 def _issue(run: _Run, out: Path, kept: Invoices, rates: BookRates) -> IssuedInvoice:

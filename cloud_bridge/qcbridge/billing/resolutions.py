@@ -9,7 +9,7 @@ never changed, and each is in the audit trail.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -28,7 +28,6 @@ from qcbridge.billing.tables import ENTRY, LEDGER, RESOLUTION
 from qcnode.books import chain
 from qcnode.books.attempts import subject_of
 from qcnode.errors import BillingError
-from qcnode.money import Adjusted, Reconciled, WrittenOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -213,20 +212,16 @@ def released() -> sa.Exists:
     )
 
 
-def pending(db: sa.Connection, ledger_id: int, *, limit: int) -> tuple[ResolutionFact, ...]:
-    """Return the oldest decisions that the node has not written down yet."""
-    rows = db.execute(
-        sa.select(RESOLUTION.c.body)
-        .where(
-            RESOLUTION.c.ledger_id == ledger_id,
-            RESOLUTION.c.closed_seq.is_(None),
-            RESOLUTION.c.releases_seq.is_(None),
-        )
-        .order_by(RESOLUTION.c.id)
-        .limit(limit)
-    )
-    facts = (chain.read_body(0, row.body.encode())[2] for row in rows)
-    return tuple(fact for fact in facts if isinstance(fact, Reconciled | WrittenOff | Adjusted))
+def is_pending() -> sa.ColumnElement[bool]:
+    """Say, in a query over `RESOLUTION`, whether the node has yet to write a decision down."""
+    return RESOLUTION.c.closed_seq.is_(None) & RESOLUTION.c.releases_seq.is_(None)
+
+
+def resolution_in(body: str) -> ResolutionFact:
+    """Read the fact that a row of `resolution`, which releases nothing, decides."""
+    fact: Any = chain.read_body(0, body.encode())[2]
+    decided: ResolutionFact = fact
+    return decided
 
 
 def _lock(db: sa.Connection, ledger: LedgerName) -> int:

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from qcbridge.billing.engine import insert_into
 from qcbridge.billing.postings import Heading, Known, Open, heading_of, take_step
-from qcbridge.billing.tables import ENTRY, HEADING, RESOLUTION, TOKEN_COLUMNS
+from qcbridge.billing.tables import BIG, ENTRY, HEADING, RESOLUTION, TOKEN_COLUMNS
 from qcnode.books import chain
 from qcnode.books.attempts import advance
 from qcnode.errors import LedgerCorruptError
@@ -250,18 +250,11 @@ def known_attempts(
     # Only facts about attempts are ever stored with a step.
     steps: dict[str, list[tuple[int, int, Any]]] = {}
     waiting: dict[str, list[Open]] = {}
-    for row in db.execute(_select_steps(db, ENTRY, ledger_id, subjects)):
-        fact = chain.read_body(row.seq, row.body.encode())[2]
+    for row in db.execute(_select_steps(db, ledger_id, subjects)):
+        fact = chain.read_body(0, row.body.encode(), row.kind)[2]
         steps.setdefault(row.subject, []).append((row.step, row.at_us, fact))
-    for row in db.execute(_select_steps(db, RESOLUTION, ledger_id, subjects)):
-        fact = chain.read_body(0, row.body.encode())[2]
-        steps.setdefault(row.subject, []).append((row.step, row.at_us, fact))
-        if (
-            row.closed_seq is None
-            and row.releases_seq is None
-            and isinstance(fact, Reconciled | WrittenOff | Adjusted)
-        ):
-            waiting.setdefault(row.subject, []).append(Open(row.id, fact))
+        if row.open_id is not None and isinstance(fact, Reconciled | WrittenOff | Adjusted):
+            waiting.setdefault(row.subject, []).append(Open(row.open_id, fact))
     found: dict[str, Known] = {}
     for subject, taken in steps.items():
         known: Known | None = None
@@ -282,22 +275,20 @@ def chain_attempts(
     """
     if not subjects:
         return
-    rows = db.execute(
-        sa.select(ENTRY.c.seq, ENTRY.c.subject, ENTRY.c.at_us, ENTRY.c.body)
-        .where(
-            ENTRY.c.ledger_id == ledger_id,
-            ENTRY.c.subject.in_(subjects),
-            ENTRY.c.seq < before_seq,
-            ENTRY.c.kind.in_(_ATTEMPT_KINDS),
-            ENTRY.c.at_us.is_not(None),
-        )
-        .order_by(ENTRY.c.seq)
+    columns = ENTRY.c
+    announced = sa.select(columns.seq, columns.subject, columns.kind, columns.at_us, columns.body)
+    announced = announced.where(
+        columns.ledger_id == ledger_id,
+        columns.seq < before_seq,
+        columns.kind.in_(_ATTEMPT_KINDS),
+        columns.at_us.is_not(None),
     )
+    rows = db.execute(_about(db, announced, columns.subject, subjects))
     standings: dict[str, Standing] = {}
     worst: dict[str, TokenUsage] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.seq):
         try:
-            fact: Any = chain.read_body(row.seq, row.body.encode())[2]
+            fact: Any = chain.read_body(row.seq, row.body.encode(), row.kind)[2]
             standings[row.subject] = advance(standings.get(row.subject), fact, at_us=row.at_us)
         except (LedgerCorruptError, ValueError):
             continue  # In quarantine for good reason.
@@ -308,16 +299,43 @@ def chain_attempts(
 
 
 def _select_steps(
-    db: sa.Connection, table: sa.Table, ledger_id: int, subjects: Collection[str]
-) -> sa.Select[Any]:
-    columns = table.c
-    asked = [columns.subject, columns.step, columns.at_us, columns.body]
-    asked += (
-        [columns.seq] if table is ENTRY else [columns.id, columns.closed_seq, columns.releases_seq]
+    db: sa.Connection, ledger_id: int, subjects: Collection[str]
+) -> sa.CompoundSelect[Any]:
+    """Select what is stored of attempts; `open_id` is a decision the node has yet to repeat."""
+    is_open = RESOLUTION.c.closed_seq.is_(None) & RESOLUTION.c.releases_seq.is_(None)
+    kinds = (
+        (ENTRY, sa.cast(sa.null(), BIG)),
+        (RESOLUTION, sa.case((is_open, RESOLUTION.c.id), else_=None)),
     )
-    steps = sa.select(*asked).where(columns.ledger_id == ledger_id, columns.step.is_not(None))
+    return sa.union_all(
+        *(
+            _about(
+                db,
+                sa.select(
+                    table.c.subject,
+                    table.c.step,
+                    table.c.kind,
+                    table.c.at_us,
+                    table.c.body,
+                    open_id.label("open_id"),
+                ).where(table.c.ledger_id == ledger_id, table.c.step.is_not(None)),
+                table.c.subject,
+                subjects,
+            )
+            for table, open_id in kinds
+        )
+    )
+
+
+def _about(
+    db: sa.Connection,
+    rows: sa.Select[Any],
+    column: sa.ColumnElement[str],
+    subjects: Collection[str],
+) -> sa.Select[Any]:
+    """Select those of `rows` that are about `subjects`."""
     if db.dialect.name != "postgresql":
-        return steps.where(columns.subject.in_(subjects))
+        return rows.where(column.in_(subjects))
     # One look into the index for each, whatever the planner thinks: of a ledger that grows
     # fast it knows nothing yet, and it would read all of it for every batch.
     wanted = (
@@ -325,5 +343,5 @@ def _select_steps(
         .table_valued("subject")
         .render_derived()
     )
-    each = steps.where(columns.subject == wanted.c.subject).offset(0).lateral()
+    each = rows.where(column == wanted.c.subject).offset(0).lateral()
     return sa.select(each).select_from(wanted.join(each, sa.true()))

@@ -31,7 +31,7 @@ from qcbridge.billing.offers import (
     read_offer,
 )
 from qcbridge.billing.postings import post, read_lines, subjects
-from qcbridge.billing.resolutions import pending, released
+from qcbridge.billing.resolutions import is_pending, released, resolution_in
 from qcbridge.billing.rows import (
     Headings,
     entry_rows,
@@ -39,7 +39,7 @@ from qcbridge.billing.rows import (
     insert_entries,
     known_attempts,
 )
-from qcbridge.billing.tables import ENTRY, FORK, LEDGER, PARKED, REFUSAL, RESOLUTION
+from qcbridge.billing.tables import BUDGET, ENTRY, FORK, LEDGER, PARKED, REFUSAL, RESOLUTION
 from qcnode.books import chain
 from qcnode.books.seals import Checkpoint, origin_of
 from qcnode.ids import IdMaker
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from qcbridge.billing.engine import Database
-    from qcbridge.billing.postings import Heading, Posting, Read
+    from qcbridge.billing.postings import Heading, Posting, Read, ResolutionFact
     from qcbridge.billing.witness import Witness
 
 log = structlog.get_logger()
@@ -176,16 +176,22 @@ class BillingStore:
                     acked_seq=ledger.acked_seq, head_hash=ledger.head_hash, last_us=ledger.now_us
                 )
             )
+        around = _look_around(db, ledger, offer.tenant)
+        missing = around.missing(ledger.acked_seq)
+        if fate is Fate.GAP and not missing:
+            missing = ((ledger.acked_seq + 1, offer.first_seq - 1),)
         receipt = Receipt(
             epoch=offer.epoch,
             acked_seq=ledger.acked_seq,
             head_hash=ledger.head_hash.hex(),
             server_time_us=ledger.now_us,
-            missing=_missing(db, ledger, offer, fate),
-            quarantined=_quarantined(db, ledger),
+            missing=missing,
+            quarantined=around.quarantined,
             note=self._note(db, ledger, offer),
-            resolutions=pending(db, ledger.id, limit=TOLD_MAX),
-            leases=count_and_lend(
+            resolutions=around.resolutions,
+            leases=()
+            if not around.lends
+            else count_and_lend(
                 db,
                 tenant=offer.tenant,
                 node=offer.node,
@@ -448,35 +454,56 @@ def _close_resolutions(db: sa.Connection, postings: Sequence[Posting]) -> None:
         )
 
 
-def _missing(
-    db: sa.Connection, ledger: _Ledger, offer: Offer, fate: Fate
-) -> tuple[tuple[int, int], ...]:
-    """Return the stretches between what is stored and what waits."""
-    waiting = db.execute(
-        sa.select(PARKED.c.first_seq, PARKED.c.last_seq)
-        .where(PARKED.c.ledger_id == ledger.id)
-        .order_by(PARKED.c.first_seq)
-    ).all()
-    if fate is Fate.GAP and not waiting:
-        return ((ledger.acked_seq + 1, offer.first_seq - 1),)
-    gaps: list[tuple[int, int]] = []
-    reached = ledger.acked_seq
-    for row in waiting:
-        if row.first_seq > reached + 1:
-            gaps.append((reached + 1, row.first_seq - 1))
-        reached = max(reached, row.last_seq)
-    return tuple(gaps[:TOLD_MAX])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Around:
+    """What there is about a ledger besides its entries."""
+
+    parked: tuple[tuple[int, int], ...]
+    quarantined: tuple[int, ...]
+    resolutions: tuple[ResolutionFact, ...]
+    lends: bool
+    """Whether its tenant has shared budgets."""
+
+    def missing(self, acked_seq: int) -> tuple[tuple[int, int], ...]:
+        """Return the stretches between what is stored and what waits."""
+        gaps: list[tuple[int, int]] = []
+        for first_seq, last_seq in self.parked:
+            if first_seq > acked_seq + 1:
+                gaps.append((acked_seq + 1, first_seq - 1))
+            acked_seq = max(acked_seq, last_seq)
+        return tuple(gaps[:TOLD_MAX])
 
 
-def _quarantined(db: sa.Connection, ledger: _Ledger) -> tuple[int, ...]:
-    """Return the latest entries of a ledger that wait for a person."""
-    found = db.execute(
-        sa.select(ENTRY.c.seq)
+def _look_around(db: sa.Connection, ledger: _Ledger, tenant: str) -> _Around:
+    """Find, in one question, all that a receipt says besides how far the ledger has come."""
+    nothing = sa.cast(sa.null(), sa.Text)
+    # The latest quarantined entries and the oldest decisions.
+    pieces = {
+        "parked": sa.select(PARKED.c.first_seq, PARKED.c.last_seq, nothing).where(
+            PARKED.c.ledger_id == ledger.id
+        ),
+        "quarantined": sa.select(ENTRY.c.seq, ENTRY.c.seq, nothing)
         .where(ENTRY.c.ledger_id == ledger.id, ENTRY.c.quarantine.is_not(None), ~released())
         .order_by(ENTRY.c.seq.desc())
-        .limit(TOLD_MAX)
+        .limit(TOLD_MAX),
+        "pending": sa.select(RESOLUTION.c.id, RESOLUTION.c.id, RESOLUTION.c.body)
+        .where(is_pending(), RESOLUTION.c.ledger_id == ledger.id)
+        .order_by(RESOLUTION.c.id)
+        .limit(TOLD_MAX),
+        "lends": sa.select(BUDGET.c.id, BUDGET.c.id, nothing)
+        .where(BUDGET.c.tenant == tenant)
+        .limit(1),
+    }
+    tables = [sa.select(sa.literal(what), *piece.subquery().c) for what, piece in pieces.items()]
+    found: dict[str, list[tuple[int, int, str]]] = {what: [] for what in pieces}
+    for what, first, last, body in db.execute(sa.union_all(*tables)):
+        found[what].append((first, last, body))
+    return _Around(
+        parked=tuple((first, last) for first, last, _ in sorted(found["parked"])),
+        quarantined=tuple(first for first, _, _ in sorted(found["quarantined"])),
+        resolutions=tuple(resolution_in(body) for _, _, body in sorted(found["pending"])),
+        lends=bool(found["lends"]),
     )
-    return tuple(sorted(found.scalars()))
 
 
 def _plain_text(text: str) -> str:

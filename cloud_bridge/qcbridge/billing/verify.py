@@ -23,6 +23,7 @@ from qcbridge.billing.bill import (
     TermsThen,
     Why,
     make_lines,
+    round_half_even,
     tokens_of,
 )
 from qcbridge.billing.charges import when
@@ -401,6 +402,13 @@ def _compare(invoice: IssuedInvoice, again: Sequence[InvoiceLine], found: Verifi
             found.blame(
                 f"missing line ({_name(line)}): {line.tokens} tokens,"
                 f" {format_pico(line.list_pico)} {line.currency} by the list"
+            )
+    for purchase in invoice.purchases:
+        amount = round_half_even(purchase.pack.price_micro * purchase.rate_micro, MICRO)
+        if amount != purchase.amount_micro:
+            found.blame(
+                f"pack {purchase.pack.id}: amount {format_micro(purchase.amount_micro)}, worked"
+                f" out {format_micro(amount)}"
             )
     total = total_micro(again, invoice.purchases)
     if total != invoice.total_micro:

@@ -10,9 +10,10 @@ import json
 import logging
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -401,11 +402,15 @@ def pack_buy(
         tokens=tokens,
         price_micro=read_amount(price),
         currency=check_currency(currency),
-        bought_us=_day(bought) if bought else _day(_now().date().isoformat()),
+        bought_us=_day(bought or _now().date().isoformat()),
         until_us=_day(until),
     )
     with _open(url) as database:
-        fresh = Invoices(database, now=_now).buy(_tenant(database, tenant), pack, by=by)
+        kept, whose = Invoices(database, now=_now), _tenant(database, tenant)
+        if bought is None:  # The same words on another day are the same purchase.
+            had = (one.bought_us for one, _ in kept.packs(whose) if one.id == name)
+            pack = replace(pack, bought_us=next(had, pack.bought_us))
+        fresh = kept.buy(whose, pack, by=by)
     typer.echo(f"{name}: {'on record' if fresh else 'was on record before'}")
 
 
@@ -428,7 +433,10 @@ def prove(
     *,
     entries: Annotated[int, typer.Option(min=100, help="How many entries in all.")] = 1_000_000,
     nodes: Annotated[int, typer.Option(min=1, max=100)] = 10,
-    out: Annotated[Path, typer.Option(help="An empty folder for all that is made.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="An empty folder for all that is made; else one that is removed."),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(envvar="QCNODE_BILLING_URL", help="An empty database; else SQLite in --out."),
@@ -444,7 +452,10 @@ def prove(
     from qcnode.logs import configure_logs
 
     configure_logs(level=logging.WARNING)  # The nodes' own words would stand in the report.
-    report = prove_bill(out, entries=entries, nodes=nodes, url=url, seed=seed, say=_say)
+    with TemporaryDirectory(prefix="qcnode-prove-") as folder:
+        report = prove_bill(
+            out or Path(folder), entries=entries, nodes=nodes, url=url, seed=seed, say=_say
+        )
     if as_json:
         _print_json(report)
     else:
