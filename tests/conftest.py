@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.programs import find_postgres, find_program
 from tests.services import make_mosquitto, mosquitto, postgres
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 # Fixtures for everybody.
 __all__ = ["doubtful_model", "make_mosquitto", "mosquitto", "postgres", "rendered_data"]
+
+# Machines are shared: how long an example takes says nothing here.
+settings.register_profile("qcnode", deadline=None)
+settings.load_profile("qcnode")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -71,7 +71,7 @@ class PublicKey:
         name, _, rest = text.strip().partition("+")
         mark, _, encoded = rest.partition("+")
         try:
-            raw = base64.b64decode(encoded, validate=True)
+            raw = _decode(encoded)
         except binascii.Error as error:
             raise SealError(f"{text!r:.80} is no key: it reads NAME+ID+KEY") from error
         if raw[:1] != _ED25519:
@@ -101,7 +101,7 @@ class PublicKey:
     def check_seal(self, words: bytes, seal: str | None) -> None:
         """Raise `SealError` unless `seal` is this key's signature under `words`."""
         try:
-            self._key.verify(base64.b64decode(seal or "", validate=True), words)
+            self._key.verify(_decode(seal or ""), words)
         except (InvalidSignature, ValueError) as error:
             raise SealError(f"no seal of {self.name} with the key {self.id.hex()}") from error
 
@@ -172,17 +172,29 @@ def _parse(note: str) -> tuple[Checkpoint, list[tuple[str, bytes]]]:
         raise SealError("this is no signed checkpoint")
     lines: list[tuple[str, bytes]] = []
     try:
-        head = base64.b64decode(found["head"], validate=True)
+        head = _decode(found["head"])
         for line in tail[:-1].split("\n"):
             signed = _LINE.fullmatch(line)
             if signed is None:
                 raise SealError("this is no signed checkpoint: a signature is unreadable")
-            lines.append((signed["name"], base64.b64decode(signed["seal"], validate=True)))
+            lines.append((signed["name"], _decode(signed["seal"])))
     except binascii.Error as error:
         raise SealError("this is no signed checkpoint: it is not base64") from error
     if len(head) != _HASH_BYTES:
         raise SealError("this is no signed checkpoint: its hash is not of 32 bytes")
     return Checkpoint(origin=found["origin"], size=int(found["size"]), head_hash=head), lines
+
+
+def _decode(text: str) -> bytes:
+    """Read base64 that is written the one way there is.
+
+    The last character may hold bits that say nothing: taken as they come, the same signature
+    could be written in several ways.
+    """
+    raw = base64.b64decode(text, validate=True)
+    if base64.b64encode(raw).decode() != text:
+        raise binascii.Error("its last character says too much")
+    return raw
 
 
 def _write(path: Path, key: Ed25519PrivateKey) -> None:
