@@ -105,7 +105,7 @@ def test_the_checks_do_find_what_they_look_for(make_corner):
         ).fetchall():
             ledger.execute(f"DROP TRIGGER {name}")
         ledger.execute(
-            "UPDATE entry SET body = CAST(replace(body, 'hold', 'HOLD') AS BLOB) WHERE seq = 1"
+            "UPDATE entry SET body = CAST(replace(body, 'at_us', 'AT_US') AS BLOB) WHERE seq = 1"
         )
     ledger.close()
     with pytest.raises(LedgerCorruptError, match="entry 1"):
