@@ -14,6 +14,7 @@ class Books:
 
     def __init__(self, url, *, now=lambda: NOW, store=BillingStore, trust=Trust.FIRST, key=None):
         witness = None if key is None else Witness(key)
+        self.url = url
         self.trust = trust
         self.database = Database(url)
         self.store = store(self.database, now=now, trust=trust, witness=witness)

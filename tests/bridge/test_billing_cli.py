@@ -114,6 +114,20 @@ def test_a_served_batch_is_on_the_bill_and_a_term_signal_ends_it_cleanly(
     assert json.loads(printed.stdout)["lines"][0]["cost_pico"] == COST.pico
 
 
+@pytest.mark.postgres
+def test_several_workers_serve_and_end_with_the_server(postgres, tmp_path):
+    entries = write([intent(), settled()])
+    words = ("--enrol-first", "--workers", "2", "--key-file", tmp_path / "billing.key")
+    with serving(*words, QCNODE_BILLING_URL=postgres()) as (process, address):
+        answer = httpx2.post(
+            f"{address}/v1/batches", content=raw_batch(entries), headers=EVENT, timeout=PATIENCE_S
+        )
+        assert decode_receipt(answer.content).acked_seq == 2
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE_S)  # Ends when nobody holds its output any more.
+        assert process.returncode == 0
+
+
 def test_entries_with_a_receipt_survive_a_kill(billing, tmp_path):
     url = f"sqlite:///{tmp_path}/billing.db"
     entries = write([intent(), settled()])
@@ -302,6 +316,7 @@ def test_a_shared_budget_is_set_in_the_units_people_use(billing, url):
         (("key",), "no key at"),
         (("key", "--url", "postgresql+psycopg://host/db"), "name a file for this server's"),
         (("serve", "--enrol-first", "--host", ANYWHERE), "believes every stranger"),
+        (("serve", "--port", "0", "--workers", "2"), "2 workers and SQLite"),
     ],
 )
 def test_wrong_use_of_access_is_one_line_and_exit_code_2(billing, url, words, says):

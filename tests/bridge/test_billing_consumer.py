@@ -294,6 +294,30 @@ def test_a_defect_is_told_and_does_not_look_like_health(tmp_path, mosquitto, sen
 
 
 @pytest.mark.mosquitto
+def test_consumers_that_share_the_batches_answer_each_once(sqlite_books, mosquitto, sender):
+    intake = Intake(sqlite_books.store)
+    consumers = [
+        MqttConsumer(
+            Broker(host="127.0.0.1", port=mosquitto.port, client_id=name, share="billing"), intake
+        )
+        for name in ("billing-1", "billing-2")
+    ]
+    for consumer in consumers:
+        consumer.start()
+        assert consumer.wait_subscribed(PATIENCE_S)
+    for number in range(20):
+        entries = write([intent()], epoch=f"epoch-{number}")
+        sender.publish(raw_batch(entries), correlation=str(number).encode())
+    answered = [sender.receipt()[1] for _ in range(20)]
+    for consumer in consumers:
+        consumer.stop()
+
+    assert sorted(answered, key=int) == [str(number).encode() for number in range(20)]
+    assert sender.receipts.empty()
+    assert sqlite_books.reports.totals("acme").entries == 20
+
+
+@pytest.mark.mosquitto
 def test_a_broker_that_comes_up_later_is_found(sqlite_books, mosquitto):
     mosquitto.kill()
     consumer = MqttConsumer(

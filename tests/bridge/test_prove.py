@@ -1,13 +1,18 @@
 """The whole way of a bill in one command, small; the large one is `make prove-bill`."""
 
 import json
+from dataclasses import replace
+from random import Random
 
 import pytest
 
 from qcbridge.billing.issued import Invoices
 from qcbridge.billing.issued_paper import decode_invoice
-from qcbridge.billing.prove import prove_bill
+from qcbridge.billing.prove import PERIOD, _book, _Clock, _Use, prove_bill
+from qcbridge.prices import PriceBook
+from qcnode.books.attempts import advance, subject_of
 from qcnode.errors import BillingError
+from qcnode.money import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +51,20 @@ def test_the_bill_has_two_currencies_many_prices_and_corrections(proof):
     assert {one.state for one in invoice.beside} >= {"indeterminate", "unpriced"}
 
 
+@pytest.mark.parametrize("cut", [7, 400])
+def test_attempts_follow_their_rules_wherever_a_commit_cuts_them(tmp_path, cut):
+    (tmp_path / "prices.toml").write_text(_book())
+    clock = _Clock(PERIOD.from_us)
+    use = _Use(Random(cut), "node-01", PriceBook.load(tmp_path / "prices.toml"), clock)
+    standing = {}
+    for _ in range(20_000 // cut):
+        for fact in use.group(cut):
+            if not isinstance(fact, Outcome):
+                before = standing.get(subject_of(fact))
+                standing[subject_of(fact)] = advance(before, fact, at_us=clock())
+    assert len(standing) > 5_000
+
+
 def test_the_same_seed_makes_the_same_bill(proof, tmp_path):
     again = prove_bill(
         tmp_path / "out", entries=3_000, nodes=3, url=None, seed=7, say=lambda _: None
@@ -62,8 +81,6 @@ def test_a_bill_that_is_wrong_is_not_proven(tmp_path, monkeypatch):
     def generous(self, *args, **options):
         done = real(self, *args, **options)
         lines = done.invoice.lines
-        from dataclasses import replace  # noqa: PLC0415  # used here alone
-
         changed = (replace(lines[0], list_pico=lines[0].list_pico + 1), *lines[1:])
         return replace(done, invoice=replace(done.invoice, lines=changed))
 

@@ -60,6 +60,8 @@ class Broker:
     port: int
     prefix: str = "qc/v1"
     client_id: str = "qc-billing"
+    share: str | None = None
+    """The group of clients among which the broker shares the batches out; None is no group."""
     tls: bool = False
     ca_file: Path | None = None
     username: str | None = None
@@ -230,7 +232,9 @@ class MqttConsumer:
         self._reachable = True
         log.info("broker connected", session_kept=flags.session_present)
         # Always: a broker that lost its sessions in a crash says so here, and only here.
-        client.subscribe(f"{self._broker.prefix}/+/+/+/+/{USAGE}", options=SubscribeOptions(qos=1))
+        group = "" if self._broker.share is None else f"$share/{self._broker.share}/"
+        topics = f"{group}{self._broker.prefix}/+/+/+/+/{USAGE}"
+        client.subscribe(topics, options=SubscribeOptions(qos=1))
 
     def _on_subscribe(
         self,

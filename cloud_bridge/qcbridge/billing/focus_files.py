@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BATCH_ROWS: Final = 20_000
+_READ_ROWS: Final = 4_000
 _DIGITS: Final = 38
 _TOLD_EVERY: Final = 100_000
 _INSTANTS_KEPT: Final = 4_096
@@ -199,7 +200,7 @@ def _read_parquet(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
 
     def rows() -> Iterator[dict[str, Any]]:
         with file:
-            for batch in file.iter_batches(BATCH_ROWS):
+            for batch in file.iter_batches(_READ_ROWS):
                 columns = [column.to_pylist() for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     row = dict(zip(names, values, strict=True))

@@ -1,7 +1,8 @@
 """The one door for batches, whichever way they come.
 
 HTTP and MQTT hand over bytes here and get a receipt, or a refusal that is on record.
-What is counted for Prometheus is counted here. Any thread may call.
+What is counted for Prometheus is counted here. With a pool, other processes do the work.
+Any thread may call.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from qcbridge.billing.engine import StoreUnavailableError
-from qcbridge.billing.offers import BatchRefusedError, Offer, RefusalKind, read_offer
+from qcbridge.billing.offers import BatchRefusedError
+from qcbridge.billing.taking import take_batch
 
 if TYPE_CHECKING:
+    from qcbridge.billing.pool import TakingPool
     from qcbridge.billing.store import BillingStore
     from qcnode.money import Receipt
 
@@ -21,8 +24,9 @@ if TYPE_CHECKING:
 class Intake:
     """Takes batches into the store, and counts them in a registry of its own."""
 
-    def __init__(self, store: BillingStore) -> None:
+    def __init__(self, store: BillingStore, *, pool: TakingPool | None = None) -> None:
         self._store = store
+        self._pool = pool
         self.registry = CollectorRegistry()
         self._batches = Counter(
             "qcbilling_batches",
@@ -50,10 +54,12 @@ class Intake:
         """
         try:
             with self._seconds.time():
-                taken = self._store.take(_read(raw, tenant, node))
-        except BatchRefusedError as refused:
+                if self._pool is None:
+                    taken = take_batch(self._store, raw, tenant=tenant, node=node)
+                else:
+                    taken = self._pool.take(raw, tenant=tenant, node=node)
+        except BatchRefusedError:
             self._batches.labels(via, "unreadable").inc()
-            self._store.record_refusal(refused, offered=raw)
             raise
         except StoreUnavailableError:
             self._batches.labels(via, "unavailable").inc()
@@ -61,14 +67,3 @@ class Intake:
         self._batches.labels(via, str(taken.fate)).inc()
         self._entries.inc(taken.stored)
         return taken.receipt
-
-
-def _read(raw: bytes, tenant: str | None, node: str | None) -> Offer:
-    offer = read_offer(raw)
-    for what, proven, said in (("node", node, offer.node), ("tenant", tenant, offer.tenant)):
-        if proven is not None and proven != said:
-            raise BatchRefusedError(
-                RefusalKind.UNREADABLE,
-                f"{what} {proven} sent a batch in the name of {what} {said[:80]!r}",
-            )
-    return offer

@@ -214,12 +214,20 @@ def _note(
     note_change(db, Change(at_us=now_us, who=by, action=action, tenant=tenant, what=what))
 
 
+_KEYS_OF = (
+    sa.select(NODE_KEY)
+    .where(NODE_KEY.c.tenant == sa.bindparam("tenant"), NODE_KEY.c.node == sa.bindparam("node"))
+    .order_by(NODE_KEY.c.id)
+)
+
+
 def _keys_of(db: sa.Connection, tenant: str, node: str) -> tuple[NodeKey, ...]:
-    query = sa.select(NODE_KEY).where(NODE_KEY.c.tenant == tenant, NODE_KEY.c.node == node)
-    return _read(db, query.order_by(NODE_KEY.c.id))
+    return _read(db, _KEYS_OF, tenant=tenant, node=node)
 
 
-def _read(db: sa.Connection, query: sa.Select[tuple[object, ...]]) -> tuple[NodeKey, ...]:
+def _read(
+    db: sa.Connection, query: sa.Select[tuple[object, ...]], **values: str
+) -> tuple[NodeKey, ...]:
     return tuple(
         NodeKey(
             tenant=row.tenant,
@@ -230,7 +238,7 @@ def _read(db: sa.Connection, query: sa.Select[tuple[object, ...]]) -> tuple[Node
             added_us=row.added_us,
             added_by=row.added_by,
         )
-        for row in db.execute(query)
+        for row in db.execute(query, values)
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
@@ -53,9 +52,19 @@ TOKENS_MAX = 1_000_000_000
 AMOUNT_MAX = 2**62
 AT_US_MAX = 253_402_300_799_999_999
 """The end of the year 9999, the last instant a `datetime` can tell."""
-_KIND_BY_END = {
-    f',"kind":"{kind}","v":{chain.BODY_VERSION}}}'.encode(): kind for kind in chain.KINDS
+_encode = msgspec.json.Encoder(order="sorted").encode
+_PLAIN = {
+    f',"kind":"{kind}","v":{chain.BODY_VERSION}}}'.encode(): (
+        kind,
+        msgspec.json.Decoder(
+            msgspec.defstruct(
+                f"_{kind}", [("at_us", int), ("fact", fact), ("kind", str), ("v", int)], gc=False
+            )
+        ).decode,
+    )
+    for kind, fact in chain.KINDS.items()
 }
+"""How a body is read, by how it ends."""
 UNREADABLE = "unreadable"
 """The kind of an entry whose body does not even say its kind."""
 WORDS_MAX = 500
@@ -126,72 +135,66 @@ class Known(msgspec.Struct, frozen=True):
     waiting: tuple[Open, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heading:
-    """What use is summed under."""
-
-    provider: str
-    model: str
-    centre: CostCentre
-    level: str
-    region: str
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Its parts, in the order of the table's columns."""
-        centre = self.centre
-        return (
-            self.provider,
-            self.model,
-            centre.line,
-            centre.product,
-            centre.department,
-            centre.application,
-            centre.function,
-            centre.agent,
-            self.level,
-            self.region,
-        )
-
-    @property
-    def digest(self) -> bytes:
-        """What it is found by."""
-        return hashlib.sha256(chain.canonical(self.words)).digest()
+Heading: TypeAlias = tuple[str, ...]
+"""What use is summed under: provider, model, the cost centre's fields, level and region."""
 
 
 def heading_of(attempt: Attempt) -> Heading:
-    """Return what an attempt is summed under."""
-    return Heading(
-        provider=attempt.provider,
-        model=attempt.model,
-        centre=attempt.centre,
-        level=attempt.level,
-        region=attempt.region,
+    """Return what an attempt is summed under, in the order of the table's columns."""
+    centre = attempt.centre
+    return (
+        attempt.provider,
+        attempt.model,
+        centre.line,
+        centre.product,
+        centre.department,
+        centre.application,
+        centre.function,
+        centre.agent,
+        attempt.level,
+        attempt.region,
     )
+
+
+def digest_of(heading: Heading) -> bytes:
+    """Return what a heading is found by."""
+    return hashlib.sha256(chain.canonical(heading)).digest()
 
 
 def read_lines(lines: Iterable[Line]) -> list[Read]:
     """Read what lines say; a line that says nothing that can be understood is kept as such."""
-    return [_read(line) for line in lines]
+    reads = []
+    for line in lines:
+        body = line.body
+        # What is written the one way of today says last what it is, and is read in one go.
+        plain = _PLAIN.get(body[body.rfind(b',"kind":') :])
+        if plain is not None:
+            kind, decode = plain
+            try:
+                said: Any = decode(body)
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                reads.append(_read(line))
+                continue
+            fact, at_us = said.fact, said.at_us
+            if _encode(said) == body and len(body) <= BODY_BYTES_MAX and not absurd(fact, at_us):
+                reads.append(Read(line, kind, at_us, fact, None))
+                continue
+        reads.append(_read(line))
+    return reads
 
 
 def _read(line: Line) -> Read:
+    """Read a line of whatever kind, and say what is wrong with it."""
     body = line.body
     try:
-        # A canonical body of today says last what it is.
-        said = _KIND_BY_END.get(body[body.rfind(b',"kind":') :])
-        kind, at_us, fact = chain.read_body(line.seq, body, said)
-        # Comparing what this version would write is cheap; what it would not may be of version 1.
-        if chain.body_of(fact, kind=kind, at_us=at_us) != body and not chain.is_canonical(
-            line.seq, body
-        ):
-            why: str | None = "its body is not written in the canonical way"
-        else:
-            why = absurd(fact, at_us)
-        if why is None and len(body) > BODY_BYTES_MAX:
+        kind, at_us, fact = chain.read_body(line.seq, body)
+        why = absurd(fact, at_us)
+        if not chain.is_canonical(line.seq, body):
+            why = "its body is not written in the canonical way"
+        elif why is None and len(body) > BODY_BYTES_MAX:
             why = f"it has {len(body)} bytes, more than {BODY_BYTES_MAX}"
     except (LedgerCorruptError, ValueError, TypeError, RecursionError) as error:
-        return _unread(line, str(error))
+        why = str(error)
     if why is not None:
         return _unread(line, why)
     return Read(line, kind, at_us, fact, None)

@@ -159,7 +159,8 @@ class _Run:
 
     def step(self, name: str, seconds: float, words: str, **figures: Any) -> None:
         """Note what a step took."""
-        self.steps[name] = {"seconds": round(seconds, 3), "words": words, **figures}
+        figures |= {"seconds": round(seconds, 3), "peak_mib": _peak_mib()}
+        self.steps[name] = {"words": words, **figures}
         self.say(f"{name}: {words}, {seconds:.1f} s")
 
 
@@ -207,7 +208,7 @@ def prove_bill(
         "total": f"{format_micro(invoice.total_micro)} {invoice.currency}",
         "lines": len(invoice.lines),
         "database": database.name,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": _peak_mib(),
         "steps": run.steps,
     }
 
@@ -422,15 +423,17 @@ class _Use:
         self._book = book
         self._clock = clock
         self._number = 0
+        self._next: list[LedgerFact] = []
         self._waiting: list[tuple[Attempt, Cost]] = []
         self._settled: list[tuple[Attempt, Cost]] = []
 
     def group(self, count: int) -> list[LedgerFact]:
         """Return the next facts, `count` of them."""
-        facts: list[LedgerFact] = []
+        facts = self._next
         while len(facts) < count:
             facts += self._one()
-        # What is cut off has not happened: an attempt may well end with its announcement.
+        # What does not fit any more comes with the next: an attempt may well be cut in two.
+        self._next = facts[count:]
         return facts[:count]
 
     def _one(self) -> Iterator[LedgerFact]:
@@ -552,6 +555,10 @@ def _export_ledger(ledger: Path, path: Path) -> None:
                 file.write(line + "\n")
     finally:
         reader.close()
+
+
+def _peak_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _rate(count: int, seconds: float) -> int:

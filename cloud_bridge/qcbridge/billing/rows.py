@@ -6,6 +6,7 @@ the ledger's row locked where it writes. Both kinds of database take the same ro
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from sqlalchemy import BigInteger, LargeBinary, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from qcbridge.billing.engine import insert_into
-from qcbridge.billing.postings import Heading, Known, Open, heading_of, take_step
+from qcbridge.billing.postings import Known, Open, digest_of, heading_of, take_step
 from qcbridge.billing.tables import BIG, ENTRY, HEADING, RESOLUTION, TOKEN_COLUMNS
 from qcnode.books import chain
 from qcnode.books.attempts import advance
@@ -31,10 +32,10 @@ from qcnode.money import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from qcbridge.billing.engine import Database
-    from qcbridge.billing.postings import Posting, Step
+    from qcbridge.billing.postings import Heading, Posting, Step
     from qcnode.books.attempts import Standing
     from qcnode.money import TokenUsage
 
@@ -98,9 +99,12 @@ class Headings:
     def ids(self, db: sa.Connection, wanted: Mapping[str, Heading]) -> dict[str, int]:
         """Return the ids of `wanted` under the same names, making rows for those without one."""
         known = self._ids
-        new = {heading for heading in wanted.values() if heading not in known}
-        found = known | self._make(db, new) if new else known
-        return {name: found[heading] for name, heading in wanted.items()}
+        found = {name: known.get(heading) for name, heading in wanted.items()}
+        missing = {wanted[name] for name, row_id in found.items() if row_id is None}
+        made = self._make(db, missing) if missing else {}
+        return {
+            name: made[wanted[name]] if row_id is None else row_id for name, row_id in found.items()
+        }
 
     def keep(self, wanted: Mapping[str, Heading], ids: Mapping[str, int]) -> None:
         """Remember ids whose rows are committed."""
@@ -109,10 +113,10 @@ class Headings:
         self._ids.update((heading, ids[name]) for name, heading in wanted.items())
 
     def _make(self, db: sa.Connection, new: Collection[Heading]) -> dict[Heading, int]:
-        missing = {heading.digest: heading for heading in new}
+        missing = {digest_of(heading): heading for heading in new}
         # In order, so that two transactions never wait for each other.
         rows = [
-            dict(zip(_HEADING_COLUMNS, (digest, *missing[digest].words), strict=True))
+            dict(zip(_HEADING_COLUMNS, (digest, *missing[digest]), strict=True))
             for digest in sorted(missing)
         ]
         select = sa.select(HEADING.c.id, HEADING.c.digest).where(HEADING.c.digest.in_(missing))
@@ -141,31 +145,27 @@ def headings_of(steps: Iterable[Step]) -> dict[str, Heading]:
 
 def entry_rows(
     ledger_id: int, stored_us: int, postings: Iterable[Posting], ids: Mapping[str, int]
-) -> list[tuple[Any, ...]]:
+) -> Iterator[tuple[Any, ...]]:
     """Write postings as rows of `entry`, in the order of `ENTRY_COLUMNS`.
 
     `ids` are the headings' ids by attempt id.
     """
-    rows = []
     for posting in postings:
         read, step = posting.read, posting.step
         line = read.line
-        rows.append(
-            (
-                ledger_id,
-                line.seq,
-                read.kind,
-                read.at_us,
-                stored_us,
-                line.body.decode(),
-                line.hash,
-                posting.quarantine,
-                posting.subject,
-                posting.resolution_id,
-                *(_NOTHING if step is None else movement(step, ids)),
-            )
+        yield (
+            ledger_id,
+            line.seq,
+            read.kind,
+            read.at_us,
+            stored_us,
+            line.body.decode(),
+            line.hash,
+            posting.quarantine,
+            posting.subject,
+            posting.resolution_id,
+            *(_NOTHING if step is None else movement(step, ids)),
         )
-    return rows
 
 
 def movement(step: Step, ids: Mapping[str, int]) -> tuple[Any, ...]:
@@ -214,7 +214,7 @@ def movement(step: Step, ids: Mapping[str, int]) -> tuple[Any, ...]:
     )
 
 
-def insert_entries(database: Database, db: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+def insert_entries(database: Database, db: sa.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
     """Add rows of `entry_rows`.
 
     They go to PostgreSQL by COPY, straight into the table: with the ledger's row locked,
@@ -250,7 +250,7 @@ def known_attempts(
     # Only facts about attempts are ever stored with a step.
     steps: dict[str, list[tuple[int, int, Any]]] = {}
     waiting: dict[str, list[Open]] = {}
-    for row in db.execute(_select_steps(db, ledger_id, subjects)):
+    for row in _ask_about(db, _select_steps, ledger_id, subjects):
         fact = chain.read_body(0, row.body.encode(), row.kind)[2]
         steps.setdefault(row.subject, []).append((row.step, row.at_us, fact))
         if row.open_id is not None and isinstance(fact, Reconciled | WrittenOff | Adjusted):
@@ -275,15 +275,7 @@ def chain_attempts(
     """
     if not subjects:
         return
-    columns = ENTRY.c
-    announced = sa.select(columns.seq, columns.subject, columns.kind, columns.at_us, columns.body)
-    announced = announced.where(
-        columns.ledger_id == ledger_id,
-        columns.seq < before_seq,
-        columns.kind.in_(_ATTEMPT_KINDS),
-        columns.at_us.is_not(None),
-    )
-    rows = db.execute(_about(db, announced, columns.subject, subjects))
+    rows = _ask_about(db, _select_chain, ledger_id, subjects, before_seq=before_seq)
     standings: dict[str, Standing] = {}
     worst: dict[str, TokenUsage] = {}
     for row in sorted(rows, key=lambda row: row.seq):
@@ -298,9 +290,20 @@ def chain_attempts(
         yield standing, worst[subject]
 
 
-def _select_steps(
-    db: sa.Connection, ledger_id: int, subjects: Collection[str]
-) -> sa.CompoundSelect[Any]:
+def _ask_about(
+    db: sa.Connection,
+    statement: Callable[[str], sa.Executable],
+    ledger_id: int,
+    subjects: Collection[str],
+    **values: Any,
+) -> sa.CursorResult[Any]:
+    values |= {"ledger": ledger_id, "subjects": sorted(subjects)}
+    return db.execute(statement(db.dialect.name), values)
+
+
+# Making a statement costs more than asking it, so each is made once for each kind of database.
+@functools.cache
+def _select_steps(dialect: str) -> sa.CompoundSelect[Any]:
     """Select what is stored of attempts; `open_id` is a decision the node has yet to repeat."""
     is_open = RESOLUTION.c.closed_seq.is_(None) & RESOLUTION.c.releases_seq.is_(None)
     kinds = (
@@ -310,7 +313,7 @@ def _select_steps(
     return sa.union_all(
         *(
             _about(
-                db,
+                dialect,
                 sa.select(
                     table.c.subject,
                     table.c.step,
@@ -318,28 +321,36 @@ def _select_steps(
                     table.c.at_us,
                     table.c.body,
                     open_id.label("open_id"),
-                ).where(table.c.ledger_id == ledger_id, table.c.step.is_not(None)),
+                ).where(table.c.ledger_id == sa.bindparam("ledger"), table.c.step.is_not(None)),
                 table.c.subject,
-                subjects,
             )
             for table, open_id in kinds
         )
     )
 
 
-def _about(
-    db: sa.Connection,
-    rows: sa.Select[Any],
-    column: sa.ColumnElement[str],
-    subjects: Collection[str],
-) -> sa.Select[Any]:
-    """Select those of `rows` that are about `subjects`."""
-    if db.dialect.name != "postgresql":
-        return rows.where(column.in_(subjects))
+@functools.cache
+def _select_chain(dialect: str) -> sa.Select[Any]:
+    """Select what the node itself wrote about attempts before a seq."""
+    columns = ENTRY.c
+    written = sa.select(columns.seq, columns.subject, columns.kind, columns.at_us, columns.body)
+    written = written.where(
+        columns.ledger_id == sa.bindparam("ledger"),
+        columns.seq < sa.bindparam("before_seq"),
+        columns.kind.in_(_ATTEMPT_KINDS),
+        columns.at_us.is_not(None),
+    )
+    return _about(dialect, written, columns.subject)
+
+
+def _about(dialect: str, rows: sa.Select[Any], column: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """Select those of `rows` that are about the parameter `subjects`."""
+    if dialect != "postgresql":
+        return rows.where(column.in_(sa.bindparam("subjects", expanding=True)))
     # One look into the index for each, whatever the planner thinks: of a ledger that grows
     # fast it knows nothing yet, and it would read all of it for every batch.
     wanted = (
-        sa.func.unnest(sa.literal(sorted(subjects), ARRAY(Text)))
+        sa.func.unnest(sa.bindparam("subjects", type_=ARRAY(Text)))
         .table_valued("subject")
         .render_derived()
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,14 @@ from qcbridge.billing.consumer import MqttConsumer
 from qcbridge.billing.engine import Database
 from qcbridge.billing.intake import Intake
 from qcbridge.billing.keys import Trust
-from qcbridge.billing.store import BillingStore
-from qcbridge.billing.witness import Witness, key_path, open_key
+from qcbridge.billing.pool import StoreOptions, TakingPool
+from qcbridge.billing.witness import key_path
 from qcnode.errors import BillingError
 from qcnode.listen import listen
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
     from pathlib import Path
 
@@ -50,6 +50,7 @@ class ServerOptions:
     broker: Broker | None = None
     key_file: Path | None = None
     enrol_first: bool = False
+    workers: int = 1
 
     def __post_init__(self) -> None:
         if self.enrol_first and not _is_loopback(self.host):
@@ -79,17 +80,21 @@ def run_server(
         database = Database(options.url)
         stack.callback(database.close)
         database.migrate()
-        store = BillingStore(
-            database,
+        making = StoreOptions(
+            url=options.url,
             now=now,
             trust=Trust.FIRST if options.enrol_first else Trust.REGISTERED,
-            witness=Witness(open_key(key_path(database, options.key_file))),
+            key_file=key_path(database, options.key_file),
         )
+        store = making.open_on(database)
         if options.enrol_first:
             log.warning(
                 "whoever sends first in a node's name is believed: for a demo, and nothing else"
             )
-        intake = Intake(store)
+        pool = _pool(options, making, database)
+        if pool is not None:
+            stack.callback(pool.close)
+        intake = Intake(store, pool=pool)
         # Without a token, no web page may reach these books under a name of its own.
         hosts = ["*"] if options.token else ["localhost", "127.0.0.1", "[::1]", options.host]
         server = uvicorn.Server(
@@ -113,13 +118,34 @@ def run_server(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: None)
         if options.broker is not None:
-            consumer = MqttConsumer(options.broker, intake, on_death=stop_for_death)
-            stack.callback(consumer.stop)
-            consumer.start()
+            for broker in _shares(options.broker, 1 if pool is None else pool.workers):
+                consumer = MqttConsumer(broker, intake, on_death=stop_for_death)
+                stack.callback(consumer.stop)
+                consumer.start()
         where = f"http://{_address(listener)}/"
         tell(f"billing listens at {where} and keeps its books in {database.name}")
         server.run(sockets=[listener])
     return not died
+
+
+def _pool(options: ServerOptions, making: StoreOptions, database: Database) -> TakingPool | None:
+    if options.workers == 1:
+        return None
+    if database.is_sqlite:
+        raise BillingError(
+            f"{options.workers} workers and SQLite, which one at a time writes: use PostgreSQL"
+        )
+    return TakingPool(making, workers=options.workers)
+
+
+def _shares(broker: Broker, count: int) -> Iterator[Broker]:
+    """Yield what each of several consumers connects as, so that the broker shares batches out."""
+    if count == 1:
+        yield broker
+        return
+    for number in range(1, count + 1):
+        client_id = f"{broker.client_id}-{number}"
+        yield replace(broker, client_id=client_id, share=broker.client_id)
 
 
 def _address(listener: socket.socket) -> str:

@@ -169,13 +169,8 @@ class BillingStore:
             fate = Fate.TAKEN if ledger.fresh else Fate.REPEATED
             self._drain(db, ledger)
         if ledger.fresh:
-            db.execute(
-                sa.update(LEDGER)
-                .where(LEDGER.c.id == ledger.id)
-                .values(
-                    acked_seq=ledger.acked_seq, head_hash=ledger.head_hash, last_us=ledger.now_us
-                )
-            )
+            moved = {"seq": ledger.acked_seq, "hash": ledger.head_hash, "now": ledger.now_us}
+            db.execute(_MOVE_HEAD, {"ledger": ledger.id, **moved})
         around = _look_around(db, ledger, offer.tenant)
         missing = around.missing(ledger.acked_seq)
         if fate is Fate.GAP and not missing:
@@ -223,15 +218,13 @@ class BillingStore:
     def _lock(self, db: sa.Connection, offer: Offer) -> _Ledger:
         """Hold this ledger's row until the transaction ends, making it if there is none."""
         now_us = to_us(self._now())
-        wanted = _select_head(offer).with_for_update()
-        head = db.execute(wanted).one_or_none()
+        named = _named(offer)
+        head = db.execute(_LOCKED_HEAD, named).one_or_none()
         if head is None:
             db.execute(
                 insert_into(db, LEDGER)
                 .values(
-                    tenant=offer.tenant,
-                    node=offer.node,
-                    epoch=offer.epoch,
+                    **named,
                     acked_seq=0,
                     head_hash=chain.genesis(offer.epoch),
                     first_us=now_us,
@@ -239,7 +232,7 @@ class BillingStore:
                 )
                 .on_conflict_do_nothing()
             )
-            head = db.execute(wanted).one()
+            head = db.execute(_LOCKED_HEAD, named).one()
         return _Ledger(
             id=head.id, acked_seq=head.acked_seq, head_hash=bytes(head.head_hash), now_us=now_us
         )
@@ -301,7 +294,7 @@ class BillingStore:
     def _refusal(self, offer: Offer, words: str) -> Receipt:
         """Say how far the ledger has come without what was offered."""
         with self._database.writing() as db:
-            head = db.execute(_select_head(offer)).one_or_none()
+            head = db.execute(_HEAD, _named(offer)).one_or_none()
             now_us = to_us(self._now())
             if head is None:
                 return Receipt(
@@ -334,11 +327,7 @@ class BillingStore:
     ) -> None:
         """Put on record what was not taken; the same offer again is counted, not repeated."""
         now_us, words = to_us(self._now()), str(refused)
-        named = (
-            {}
-            if offer is None
-            else {"tenant": offer.tenant, "node": offer.node, "epoch": offer.epoch}
-        )
+        named = {} if offer is None else _named(offer)
         log.warning("refused", kind=str(refused.kind), words=words, **named)
         digest = hashlib.sha256(offered).digest() if offer is None else offer.digest
         row: dict[str, Any] = {
@@ -369,7 +358,7 @@ class BillingStore:
 
     def _record_fork(self, db: sa.Connection, fork: _ForkError, offer: Offer, now_us: int) -> None:
         # Only what is stored can be forked from, so there is a row.
-        ledger_id = db.execute(_select_head(offer)).one().id
+        ledger_id = db.execute(_HEAD, _named(offer)).one().id
         insert = insert_into(db, FORK).values(
             ledger_id=ledger_id,
             seq=fork.seq,
@@ -386,14 +375,6 @@ class BillingStore:
                 set_={"times": FORK.c.times + 1, "last_us": now_us},
             )
         )
-
-
-def _select_head(offer: Offer) -> sa.Select[Any]:
-    return sa.select(LEDGER.c.id, LEDGER.c.acked_seq, LEDGER.c.head_hash).where(
-        LEDGER.c.tenant == offer.tenant,
-        LEDGER.c.node == offer.node,
-        LEDGER.c.epoch == offer.epoch,
-    )
 
 
 def _compare_stored(db: sa.Connection, ledger: _Ledger, offer: Offer) -> None:
@@ -474,29 +455,54 @@ class _Around:
         return tuple(gaps[:TOLD_MAX])
 
 
-def _look_around(db: sa.Connection, ledger: _Ledger, tenant: str) -> _Around:
-    """Find, in one question, all that a receipt says besides how far the ledger has come."""
+def _around() -> sa.CompoundSelect[Any]:
+    """Ask, in one question, for all that a receipt says besides how far the ledger has come."""
+    ledger_id: sa.BindParameter[int] = sa.bindparam("ledger")
     nothing = sa.cast(sa.null(), sa.Text)
     # The latest quarantined entries and the oldest decisions.
     pieces = {
         "parked": sa.select(PARKED.c.first_seq, PARKED.c.last_seq, nothing).where(
-            PARKED.c.ledger_id == ledger.id
+            PARKED.c.ledger_id == ledger_id
         ),
         "quarantined": sa.select(ENTRY.c.seq, ENTRY.c.seq, nothing)
-        .where(ENTRY.c.ledger_id == ledger.id, ENTRY.c.quarantine.is_not(None), ~released())
+        .where(ENTRY.c.ledger_id == ledger_id, ENTRY.c.quarantine.is_not(None), ~released())
         .order_by(ENTRY.c.seq.desc())
         .limit(TOLD_MAX),
         "pending": sa.select(RESOLUTION.c.id, RESOLUTION.c.id, RESOLUTION.c.body)
-        .where(is_pending(), RESOLUTION.c.ledger_id == ledger.id)
+        .where(is_pending(), RESOLUTION.c.ledger_id == ledger_id)
         .order_by(RESOLUTION.c.id)
         .limit(TOLD_MAX),
         "lends": sa.select(BUDGET.c.id, BUDGET.c.id, nothing)
-        .where(BUDGET.c.tenant == tenant)
+        .where(BUDGET.c.tenant == sa.bindparam("tenant"))
         .limit(1),
     }
-    tables = [sa.select(sa.literal(what), *piece.subquery().c) for what, piece in pieces.items()]
-    found: dict[str, list[tuple[int, int, str]]] = {what: [] for what in pieces}
-    for what, first, last, body in db.execute(sa.union_all(*tables)):
+    return sa.union_all(
+        *(sa.select(sa.literal(what), *piece.subquery().c) for what, piece in pieces.items())
+    )
+
+
+# Making a statement costs more than asking it, so what every batch asks is made once.
+_AROUND = _around()
+_HEAD = sa.select(LEDGER.c.id, LEDGER.c.acked_seq, LEDGER.c.head_hash).where(
+    LEDGER.c.tenant == sa.bindparam("tenant"),
+    LEDGER.c.node == sa.bindparam("node"),
+    LEDGER.c.epoch == sa.bindparam("epoch"),
+)
+_LOCKED_HEAD = _HEAD.with_for_update()
+_MOVE_HEAD = (
+    sa.update(LEDGER)
+    .where(LEDGER.c.id == sa.bindparam("ledger"))
+    .values(
+        acked_seq=sa.bindparam("seq"), head_hash=sa.bindparam("hash"), last_us=sa.bindparam("now")
+    )
+)
+
+
+def _look_around(db: sa.Connection, ledger: _Ledger, tenant: str) -> _Around:
+    found: dict[str, list[tuple[int, int, str]]] = {
+        what: [] for what in ("parked", "quarantined", "pending", "lends")
+    }
+    for what, first, last, body in db.execute(_AROUND, {"ledger": ledger.id, "tenant": tenant}):
         found[what].append((first, last, body))
     return _Around(
         parked=tuple((first, last) for first, last, _ in sorted(found["parked"])),
@@ -504,6 +510,10 @@ def _look_around(db: sa.Connection, ledger: _Ledger, tenant: str) -> _Around:
         resolutions=tuple(resolution_in(body) for _, _, body in sorted(found["pending"])),
         lends=bool(found["lends"]),
     )
+
+
+def _named(offer: Offer) -> dict[str, str]:
+    return {"tenant": offer.tenant, "node": offer.node, "epoch": offer.epoch}
 
 
 def _plain_text(text: str) -> str:

@@ -1,15 +1,18 @@
 """What taking a batch costs the billing server, next to a bare COPY of the same rows.
 
 Ours does what a server does for each batch: read it, check its chain, its signature and
-that each body is written the one way there is, follow every attempt, store, commit, sign
-the receipt. The reference copies the rows that come of it into a table of the same shape,
-a thousand a transaction, and checks nothing.
+that each body is written the one way there is, follow every attempt, store, commit. It
+does so in as many processes as there are cores, each sent the batches of one node, as
+`qcnode billing serve --workers` would. The reference copies the rows that come of it into
+a table of the same shape, a thousand a transaction, and checks nothing.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from qcbridge.billing.engine import Database
 from qcbridge.billing.intake import Intake
 from qcbridge.billing.keys import Trust
-from qcbridge.billing.store import BillingStore
+from qcbridge.billing.pool import StoreOptions, TakingPool
 from qcnode.bench.facts import facts
 from qcnode.bench.measure import Result, in_turn, speed_ratio
 from qcnode.books import chain
@@ -45,7 +48,7 @@ def import_results(url: str, *, rounds: int, entries: int) -> Iterator[Result]:
         if database.is_sqlite:
             raise BillingError(f"{database.name}: the import is measured on PostgreSQL")
         database.migrate()
-        pairs = list(_pairs(database, rounds=rounds, entries=entries))
+        pairs = list(_pairs(database, url, rounds=rounds, entries=entries))
     finally:
         database.close()
     rates = tuple(entries / mine for mine, _theirs in pairs)
@@ -57,25 +60,35 @@ def import_results(url: str, *, rounds: int, entries: int) -> Iterator[Result]:
     yield Result(name="entries imported a second", values=rates, aim=20_000)
 
 
-def _pairs(database: Database, *, rounds: int, entries: int) -> Iterator[tuple[float, float]]:
-    intake = Intake(BillingStore(database, now=lambda: _AT, trust=Trust.FIRST))
-    key = SigningKey("bench/node", Ed25519PrivateKey.generate())
+def _pairs(
+    database: Database, url: str, *, rounds: int, entries: int
+) -> Iterator[tuple[float, float]]:
+    options = StoreOptions(url=url, now=_now, trust=Trust.FIRST, key_file=None)
+    nodes = [f"node-{number}" for number in range(len(os.sched_getaffinity(0)))]
+    keys = {node: SigningKey(f"bench/{node}", Ed25519PrivateKey.generate()) for node in nodes}
+    share = entries // len(nodes)
+    pool = TakingPool(options, workers=len(nodes))
+    intake = Intake(options.open_on(database), pool=pool)
 
-    def ours(number: int) -> float:
-        batches = _batches(_chain(number, entries), key)
-        start = time.perf_counter()
+    def send(batches: Sequence[bytes]) -> None:
         for raw in batches:
             receipt = intake.take(raw, via="bench")
-        seconds = time.perf_counter() - start
-        if receipt.acked_seq != entries:
-            raise BillingError(f"the server took {receipt.acked_seq} of {entries}: {receipt}")
-        return seconds
+        if receipt.acked_seq != share:
+            raise BillingError(f"the server took {receipt.acked_seq} of {share}: {receipt}")
+
+    def ours(number: int) -> float:
+        batches = [_batches(_chain(f"{node}.{number}", share), node, keys[node]) for node in nodes]
+        with ThreadPoolExecutor(len(nodes)) as senders:
+            start = time.perf_counter()
+            done = [senders.submit(send, of_one) for of_one in batches]
+            for sent in done:
+                sent.result()
+            return time.perf_counter() - start
 
     def reference(number: int) -> float:
         with database.writing() as db, database.driving(db) as driver:
-            ledger_id = driver.execute("SELECT max(id) FROM ledger").fetchone()[0]
             rows = driver.execute(
-                "SELECT * FROM entry WHERE ledger_id = %s ORDER BY seq", (ledger_id,)
+                "SELECT * FROM entry ORDER BY ledger_id DESC, seq LIMIT %s", (share * len(nodes),)
             ).fetchall()
             driver.execute(f"DROP TABLE IF EXISTS {_TABLE}")
             driver.execute(f"CREATE TABLE {_TABLE} (LIKE entry INCLUDING ALL)")
@@ -86,12 +99,15 @@ def _pairs(database: Database, *, rounds: int, entries: int) -> Iterator[tuple[f
                 _copy(driver, rows[at : at + COPIED])
                 driver.commit()
         seconds = time.perf_counter() - start
-        if len(rows) != entries:
+        if len(rows) != share * len(nodes):
             raise BillingError(f"round {number}: {len(rows)} rows to copy, not {entries}")
         return seconds
 
-    ours(-1)  # The first batch of all finds cold caches and an empty table.
-    yield from in_turn(rounds, ours, reference)
+    try:
+        ours(-1)  # The first batch of all finds cold caches and an empty table.
+        yield from in_turn(rounds, ours, reference)
+    finally:
+        pool.close()
 
 
 def _copy(driver: Any, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -100,9 +116,13 @@ def _copy(driver: Any, rows: Sequence[tuple[Any, ...]]) -> None:
             copy.write_row(row)
 
 
-def _chain(number: int, count: int) -> list[LedgerEntry]:
+def _now() -> datetime:
+    return _AT
+
+
+def _chain(name: str, count: int) -> list[LedgerEntry]:
     """Return entries of a ledger of its own."""
-    epoch = random.Random(number).randbytes(16).hex()  # noqa: S311  # another one each round
+    epoch = random.Random(name).randbytes(16).hex()  # noqa: S311  # another one each round
     made: list[LedgerEntry] = []
     before = chain.genesis(epoch)
     for seq, fact in enumerate(facts(0, count), 1):
@@ -114,13 +134,13 @@ def _chain(number: int, count: int) -> list[LedgerEntry]:
     return made
 
 
-def _batches(entries: Sequence[LedgerEntry], key: SigningKey) -> list[bytes]:
+def _batches(entries: Sequence[LedgerEntry], node: str, key: SigningKey) -> list[bytes]:
     batches: list[bytes] = []
     for at in range(0, len(entries), BATCH):
         part = entries[at : at + BATCH]
         last = part[-1]
         note = sign_checkpoint(key, last.epoch, last.seq, last.hash)
         batches.append(
-            encode_batch("bench", "node", part, at=_AT, checkpoint=note, key=str(key.public))
+            encode_batch("bench", node, part, at=_AT, checkpoint=note, key=str(key.public))
         )
     return batches

@@ -55,6 +55,9 @@ def serve(
             help="Believe a node nobody registered by the first key it names; for a demo only.",
         ),
     ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that take batches, with PostgreSQL.")
+    ] = 1,
 ) -> None:
     """Take ledger entries from nodes, and show totals and invoices, until told to stop."""
     # Loading SQLAlchemy and FastAPI takes a second that no other command should pay.
@@ -76,6 +79,7 @@ def serve(
         broker=broker or None,
         key_file=key_file,
         enrol_first=enrol_first,
+        workers=workers,
     )
     configure_logs(level=logging.WARNING)
     if not run_server(options, now=_now, tell=typer.echo):

@@ -278,7 +278,7 @@ def _move_entries() -> None:
 
 
 def _digest(words: list[str]) -> bytes:
-    """As `postings.Heading.digest` has it."""
+    """As `postings.digest_of` has it."""
     text = json.dumps(words, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).digest()
 
