@@ -50,7 +50,7 @@ test-podman: test-env ## build and start the containers; needs podman, buildah a
 prove-drain: test-env ## a month of entries (1.6 million) drained while the line goes on; about 10 minutes
 	$(BIN)/python -m tests.faults.measure_drain $(ARGS)
 
-prove-bill: env ## a million entries of ten nodes billed and verified, about 15 minutes; ARGS='--out FOLDER'
+prove-bill: .venv/.dev ## a million entries of ten nodes billed and verified, about 15 minutes; ARGS='--out FOLDER'
 	@$(BIN)/qcnode billing prove $(ARGS)
 
 bench-books: test-env ## figures of ledger, prices, sync and import, as ratios; ARGS='--json --folder /var/tmp'

@@ -407,3 +407,10 @@ class Receipt:
     leases: tuple[Leased, ...] = ()
     seal: str | None = None
     server_key: str | None = None
+
+
+def format_pico(pico: int) -> str:
+    """Write pico-units exactly, in units of the currency, without trailing zeros."""
+    whole, rest = divmod(abs(pico), 10**12)
+    digits = f"{rest:012d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if pico < 0 else ''}{whole}.{digits}"

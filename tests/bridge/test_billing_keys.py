@@ -124,11 +124,16 @@ def test_a_new_key_counts_from_its_instant_beside_the_old_one_until_that_is_revo
     [
         (("acme", "node-2", key_of().public), "this is the key of acme/node-1"),
         (("a/b", "node-1", key_of().public), "is no name"),
-        (("acme", "node-1", key_of().public), "has the key"),
+        (("acme", "node-1", key_of(generation=2).public), "has the key"),
     ],
 )
 def test_a_key_is_registered_once_and_under_its_own_name(sqlite_books, add, says):
-    sqlite_books.nodes.add("acme", "node-1", key_of().public, by="jo")
+    for generation in (1, 2, 1):
+        sqlite_books.nodes.add("acme", "node-1", key_of(generation=generation).public, by="jo")
+    assert len(sqlite_books.nodes.listed()) == 2
+    sqlite_books.nodes.revoke(
+        "acme", "node-1", by="jo", key_id=key_of(generation=2).public.id.hex()
+    )
     with pytest.raises(BillingError, match=says):
         sqlite_books.nodes.add(*add, by="jo")
     with pytest.raises(BillingError, match="has no key in force"):

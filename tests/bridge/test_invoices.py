@@ -35,7 +35,6 @@ from qcbridge.billing.contracts import (
 )
 from qcbridge.billing.invoices import (
     format_micro,
-    format_pico,
     from_us,
     month,
     month_of,
@@ -44,7 +43,7 @@ from qcbridge.billing.invoices import (
 )
 from qcbridge.billing.merkle import MerkleTree, merkle_root
 from qcnode.errors import BillingError
-from qcnode.money import TokenUsage
+from qcnode.money import TokenUsage, format_pico
 
 ROWS = ("ds/flash/input@2026", "ds/flash/output@2026")
 PRICES = {

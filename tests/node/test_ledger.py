@@ -192,7 +192,7 @@ def test_an_intent_that_does_not_fit_the_budget_is_refused_until_the_next_day(tm
     ) as ledger:
         put(ledger, intent("a1"))
         assert ledger.budget_left_pico() == 50
-        with pytest.raises(BudgetExceededError, match="50 pico-USD left"):
+        with pytest.raises(BudgetExceededError, match=r"0\.00000000005 USD left"):
             ledger.submit(intent("a2")).result(10)
         put(ledger, settled("a1", pico=60))
         assert ledger.budget_left_pico() == 90

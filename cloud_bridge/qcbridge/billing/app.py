@@ -32,7 +32,6 @@ from qcbridge.billing.intake import Intake
 from qcbridge.billing.invoices import (
     NOT_CHARGED,
     format_micro,
-    format_pico,
     from_us,
     month,
     month_of,
@@ -45,6 +44,7 @@ from qcbridge.billing.tokens import Tokens
 from qcbridge.billing.witness import latest_notes
 from qcnode.books import batch as batches
 from qcnode.errors import BillingError
+from qcnode.money import format_pico
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

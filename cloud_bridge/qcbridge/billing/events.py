@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from qcbridge.billing.bill import CLASSES
-from qcbridge.billing.invoices import format_pico, from_us
+from qcbridge.billing.invoices import from_us
 from qcnode.books import chain
 from qcnode.errors import BillingError
+from qcnode.money import format_pico
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

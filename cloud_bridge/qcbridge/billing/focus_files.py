@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import importlib.util
 import itertools
 from decimal import Context, Decimal, Inexact
 from typing import TYPE_CHECKING, Any, Final
@@ -53,6 +54,11 @@ def write_csv(path: Path, rows: Iterable[tuple[Any, ...]]) -> int:
     finally:
         unfinished.unlink(missing_ok=True)
     return count
+
+
+def has_parquet() -> bool:
+    """Say whether Parquet can be written and read here."""
+    return importlib.util.find_spec("pyarrow") is not None
 
 
 def write_parquet(path: Path, rows: Iterable[tuple[Any, ...]]) -> int:

@@ -59,13 +59,6 @@ def from_us(at_us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=at_us)
 
 
-def format_pico(pico: int) -> str:
-    """Write pico-units exactly, in units of the currency, without trailing zeros."""
-    whole, rest = divmod(abs(pico), 10**12)
-    digits = f"{rest:012d}".rstrip("0").ljust(2, "0")
-    return f"{'-' if pico < 0 else ''}{whole}.{digits}"
-
-
 def format_micro(micro: int) -> str:
     """Write micro-units in units of the currency, with all six places."""
     whole, rest = divmod(abs(micro), 10**6)

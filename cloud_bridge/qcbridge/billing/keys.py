@@ -72,7 +72,10 @@ class NodeKeys:
     def add(
         self, tenant: str, node: str, key: PublicKey, *, by: str, from_us: int | None = None
     ) -> None:
-        """Make a node's key known; it counts from `from_us`, or at once."""
+        """Make a node's key known; it counts from `from_us`, or at once.
+
+        Naming a key that counts already changes nothing.
+        """
         check_name("tenant", tenant)
         check_name("node", node)
         if key.name != f"{tenant}/{node}":
@@ -82,10 +85,14 @@ class NodeKeys:
             )
         now_us = to_us(self._now())
         with self._database.writing() as db:
-            if any(known.key.raw == key.raw for known in _keys_of(db, tenant, node)):
+            for known in _keys_of(db, tenant, node):
+                if known.key.raw != key.raw:
+                    continue
+                if known.revoked_us is None and from_us in (None, known.valid_from_us):
+                    return
                 raise BillingError(
                     f"{tenant}/{node} has the key {key.id.hex()} already: a revoked key stays"
-                    " revoked, make the node a new one"
+                    " revoked and an instant stays as it is, make the node a new key"
                 )
             _insert(db, tenant, node, key, by=by, now_us=now_us, from_us=from_us)
             db.commit()

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from qcbridge.billing.bill import SCRIPTED, Why
-from qcbridge.billing.invoices import NOT_CHARGED, format_micro, format_pico, from_us, month
+from qcbridge.billing.invoices import NOT_CHARGED, format_micro, from_us, month
 from qcnode.books.attempts import State
+from qcnode.money import format_pico
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -24,9 +24,9 @@ from qcbridge.billing.contracts import read_contract, read_rate
 from qcbridge.billing.drafts import IssueTerms
 from qcbridge.billing.engine import Database
 from qcbridge.billing.focus import FocusRows
-from qcbridge.billing.focus_files import check_file, write_csv, write_parquet
+from qcbridge.billing.focus_files import check_file, has_parquet, write_csv, write_parquet
 from qcbridge.billing.intake import Intake
-from qcbridge.billing.invoices import format_micro, format_pico, from_us, month
+from qcbridge.billing.invoices import format_micro, from_us, month
 from qcbridge.billing.issued import Invoices
 from qcbridge.billing.issued_paper import encode_invoice
 from qcbridge.billing.keys import NodeKeys
@@ -54,6 +54,7 @@ from qcnode.money import (
     Reserved,
     Settled,
     TokenUsage,
+    format_pico,
 )
 
 if TYPE_CHECKING:
@@ -347,7 +348,11 @@ def _issue(run: _Run, out: Path, kept: Invoices, rates: BookRates) -> IssuedInvo
 
 
 def _export(run: _Run, out: Path, kept: Invoices, invoice: IssuedInvoice) -> None:
-    for form, write in (("csv", write_csv), ("parquet", write_parquet)):
+    writers = {"csv": write_csv, "parquet": write_parquet}
+    if not has_parquet():
+        del writers["parquet"]
+        run.say("focus parquet: left out, it needs pyarrow: install the extra 'parquet'")
+    for form, write in writers.items():
         path = out / f"focus.{form}"
         started = time.monotonic()
         count = write(path, FocusRows(invoice).rows(kept.nodes(invoice)))

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from qcbridge.billing.audit import Change, note_change
 from qcbridge.billing.engine import insert_into
-from qcbridge.billing.invoices import format_pico, from_us, to_us
+from qcbridge.billing.invoices import from_us, to_us
 from qcbridge.billing.paper_tables import CAPTURE, PROVIDER_FILE
 from qcbridge.billing.provider_bills import DAY_US
 from qcbridge.billing.reconcile import (
@@ -39,6 +39,7 @@ from qcnode.money import (
     Settled,
     TokenUsage,
     WrittenOff,
+    format_pico,
 )
 
 if TYPE_CHECKING:

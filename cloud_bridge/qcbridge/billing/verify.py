@@ -28,7 +28,7 @@ from qcbridge.billing.bill import (
 )
 from qcbridge.billing.charges import when
 from qcbridge.billing.contracts import MICRO
-from qcbridge.billing.invoices import format_micro, format_pico, month
+from qcbridge.billing.invoices import format_micro, month
 from qcbridge.billing.issued_paper import total_micro
 from qcbridge.billing.merkle import MerkleTree
 from qcnode.books import chain
@@ -46,6 +46,7 @@ from qcnode.money import (
     Settled,
     TokenUsage,
     WrittenOff,
+    format_pico,
 )
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
 
 from qcnode.errors import BudgetExceededError
-from qcnode.money import CostCentre
+from qcnode.money import CostCentre, format_pico
 
 if TYPE_CHECKING:
     from qcnode.money import Cost, Leased, TokenUsage
@@ -97,7 +97,7 @@ class Budget:
     def words(self, amount: int) -> str:
         """Write an amount of this budget's unit for people."""
         if self.unit == "money":
-            return f"{amount} pico-{self.currency}"
+            return f"{format_pico(amount)} {self.currency}"
         return f"{amount} {self.unit}"
 
 

@@ -19,10 +19,10 @@ import typer
 
 from qcnode.cli import billing_papers
 from qcnode.errors import BillingError
-from qcnode.money import PICO
+from qcnode.money import PICO, format_pico
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from qcbridge.billing.engine import Database
     from qcbridge.billing.lending import BudgetState
@@ -369,23 +369,25 @@ def budget_list(
     with _open(url) as database:
         states = Budgets(database, now=_now).listed(tenant)
     _print(
-        (_budget_row(state) for state in states),
+        (_budget_row(state, in_words=not as_json) for state in states),
         as_json=as_json,
         columns=("tenant", "budget", "unit", "window", "limit", "used", "committed", "left"),
     )
 
 
-def _budget_row(state: BudgetState) -> dict[str, Any]:
+def _budget_row(state: BudgetState, *, in_words: bool) -> dict[str, Any]:
     shared = state.shared
+    money = in_words and shared.budget.unit == "money"
+    write: Callable[[int], object] = format_pico if money else int
     return {
         "tenant": shared.tenant,
         "budget": shared.budget.name,
         "unit": shared.budget.currency or shared.budget.unit,
         "window": _instant(state.span.from_us),
-        "limit": shared.budget.limit,
-        "used": sum(one.used for one in state.committed),
-        "committed": sum(one.most for one in state.committed),
-        "left": state.left,
+        "limit": write(shared.budget.limit),
+        "used": write(sum(one.used for one in state.committed)),
+        "committed": write(sum(one.most for one in state.committed)),
+        "left": write(state.left),
         "ledgers": [asdict(one) for one in state.committed],
     }
 
