@@ -59,6 +59,32 @@ def test_the_books_are_measured_to_json(mosquitto, postgres, tmp_path):
         )
 
 
+def test_the_frames_are_measured_to_json(tmp_path):
+    done = subprocess.run(
+        [QCNODE, "bench", "--json", "--rounds", "3", "--size", "small", "--folder", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = [result["name"] for result in json.loads(done.stdout)["results"]]
+    assert len(names) == len(set(names)) >= 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_release_that_does_not_take_the_pictures_is_no_fast_release(doubtful_model, tmp_path):
+    done = subprocess.run(
+        [QCNODE, "bench", "--model", doubtful_model, "--size", "small", "--folder", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "takes any size" in done.stderr
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     done = subprocess.run(
         [QCNODE, "bench", "--folder", tmp_path / "nowhere"],

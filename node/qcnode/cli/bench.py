@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+_TAUGHT_ON = 20
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,7 +27,15 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     *,
-    books: Annotated[bool, typer.Option("--books", help="Measure ledger, prices and sync.")] = True,
+    books: Annotated[
+        bool, typer.Option("--books", help="Measure ledger, prices and sync, and not the frames.")
+    ] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure frames with this release; else with one taught for the purpose."
+        ),
+    ] = None,
     folder: Annotated[
         Path, typer.Option(help="Where to write: a folder on the disk that counts.")
     ] = Path(),
@@ -59,19 +69,21 @@ def bench(
 
     if not folder.is_dir():
         raise typer.BadParameter(f"{folder}: no such folder to write in")
-    if not books:
-        raise typer.BadParameter("nothing to measure: give --books")
     # What is opened and closed a hundred times is not worth a line each time.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    work = Size.small(rounds) if size == "small" else Size(rounds=rounds)
     found: list[Result] = []
     about = machine()
     if not as_json:
         typer.echo(f"{about['cpu']}, {about['cores']} cores, load {about['load_1m']:.2f}")
-    for result in books_results(folder, work, broker=broker, billing_url=billing_url):
+    if books:
+        work = Size.small(rounds) if size == "small" else Size(rounds=rounds)
+        results = books_results(folder, work, broker=broker, billing_url=billing_url)
+    else:
+        results = _frames(folder, model, rounds=rounds, small=size == "small")
+    for result in results:
         found.append(result)
         if not as_json:
             for line in _lines(result):
@@ -80,6 +92,28 @@ def bench(
         typer.echo(
             json.dumps({"results": [result.to_json() for result in found], "machine": about})
         )
+
+
+def _frames(folder: Path, model: Path | None, *, rounds: int, small: bool) -> Iterator[Result]:
+    from datetime import UTC, datetime
+    from tempfile import TemporaryDirectory
+
+    from qcmodels.train import TeachConfig, teach
+    from qcnode.bench.frames import FramesSize, frames_results, write_parts
+
+    size = FramesSize.small(rounds) if small else FramesSize(rounds=rounds)
+    with TemporaryDirectory() as home:
+        if model is None:
+            model = Path(home) / "model"
+            write_parts(Path(home) / "data", good=_TAUGHT_ON)
+            teach(
+                Path(home) / "data",
+                model,
+                config=TeachConfig(),
+                now=datetime.now(UTC),
+                progress=lambda *_: None,
+            )
+        yield from frames_results(folder, model, size)
 
 
 def _lines(result: Result) -> Iterator[str]:
