@@ -30,6 +30,7 @@ from qcbridge.meter import Meter
 from qcbridge.prices import PriceBook, open_book
 from qcbridge.providers.openai_chat import OpenAIChatProvider
 from qcbridge.transport import MeteringTransport
+from qcnode.ahead import Ahead
 from qcnode.books import batch
 from qcnode.books.archive import ArchivedLedger, archived_ledgers
 from qcnode.books.ballast import BALLAST_BYTES
@@ -322,10 +323,11 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             new_id=new_id,
         )
         undo.callback(line.stop)
+        ahead = Ahead(line, camera)
         station = Station(
-            camera=camera,
+            camera=ahead,
             model=model,
-            line=line,
+            line=ahead,
             journal=journal,
             limits=model.limits,
             failsafe=settings.line.failsafe,

@@ -2,7 +2,9 @@
 
 import pytest
 
+from qcnode.ahead import Ahead
 from qcnode.domain import Action, Disposition
+from qcnode.errors import CameraError
 from qcnode.lines.virtual import Belt, UnknownParts, VirtualLine
 from tests.fakes import FakeClock, FakeLine, make_ids
 
@@ -53,7 +55,35 @@ class VirtualBench:
         self.line.step(self._clock.ns())
 
 
-BENCHES = {"fake": FakeBench, "virtual": VirtualBench}
+class AheadBench(VirtualBench):
+    """The virtual line with somebody between who fetches its triggers early."""
+
+    def __init__(self, tmp_path):
+        super().__init__(tmp_path)
+        self.virtual, self.line = self.line, Ahead(self.line, NoCamera())
+        self.triggers = self.line.triggers()
+
+    def next_trigger(self):
+        self._clock.advance(100)
+        self.virtual.step(self._clock.ns())
+        return next(self.triggers)
+
+    def roll(self):
+        self._clock.advance(501)
+        self.virtual.step(self._clock.ns())
+
+
+class NoCamera:
+    """Sees nothing."""
+
+    def grab(self, trigger):
+        raise CameraError(f"part {trigger.part_id} is not looked at")
+
+    def close(self):
+        """Nothing is held."""
+
+
+BENCHES = {"fake": FakeBench, "virtual": VirtualBench, "ahead": AheadBench}
 
 
 @pytest.fixture(params=BENCHES)

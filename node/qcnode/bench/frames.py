@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from qcmodels.bank import IMAGE, SIZE
+from qcnode.ahead import Ahead
 from qcnode.bench.heavy import HeavyModel
 from qcnode.bench.measure import Result, in_turn, speed_ratio
 from qcnode.bench.start import start_results
@@ -185,12 +186,13 @@ def _run_station(
         journal = Journal(Path(home) / "journal.db", pictures=store, health=health)
         ids = count()
         try:
+            ahead = Ahead(_Belt(frames), camera)
             station = Station(
-                camera=camera,
+                camera=ahead,
                 model=model,
                 limits=_LIMITS,
                 failsafe=Action.DIVERT,
-                line=_Belt(frames),
+                line=ahead,
                 journal=journal,
                 health=health,
                 now=_now,
