@@ -27,10 +27,11 @@ from qcmodels.bank import IMAGE, SIZE
 from qcnode.ahead import Ahead
 from qcnode.bench.heavy import HeavyModel
 from qcnode.bench.measure import Result, in_turn, speed_ratio
+from qcnode.bench.outage import outage_result
 from qcnode.bench.start import start_results
 from qcnode.books.journal import Journal
 from qcnode.books.pictures import PictureStore
-from qcnode.cameras.studio import Studio
+from qcnode.cameras.studio import Defect, DefectKind, Studio
 from qcnode.domain import Action, Frame, Limits, Trigger, Verdict
 from qcnode.errors import LineUnavailableError, ModelError
 from qcnode.health import HealthBoard
@@ -62,11 +63,12 @@ class FramesSize:
     rounds: int = 7
     frames: int = 100
     heavy_frames: int = 30
+    parade: int = 300
 
     @classmethod
     def small(cls, rounds: int) -> FramesSize:
         """Return enough to see that it works."""
-        return cls(rounds=rounds, frames=8, heavy_frames=3)
+        return cls(rounds=rounds, frames=8, heavy_frames=3, parade=20)
 
 
 def frames_results(folder: Path, release: Path, size: FramesSize) -> Iterator[Result]:
@@ -85,6 +87,8 @@ def frames_results(folder: Path, release: Path, size: FramesSize) -> Iterator[Re
         if cores > 1:
             yield _two_cores(folder, pictures, size)
     yield from start_results(release, pictures[0], rounds=size.rounds)
+    asked = _pictures(range(_PICTURES, _PICTURES + 2), flaw=True)
+    yield outage_result(folder, release, [*pictures, *asked], rounds=size.rounds, parts=size.parade)
 
 
 def _pipeline(
@@ -328,11 +332,13 @@ def write_parts(folder: Path, *, good: int) -> None:
         (place / f"{number:03d}.jpg").write_bytes(picture)
 
 
-def _pictures(seeds: range = range(_PICTURES)) -> list[bytes]:
+def _pictures(seeds: range = range(_PICTURES), *, flaw: bool = False) -> list[bytes]:
+    """Render good parts, or parts that no model takes for good."""
     studio = Studio()
+    defect = Defect(kind=DefectKind.STAIN, severity=1.0) if flaw else None
     return [
         encode_jpeg(
-            _resized(studio.render(np.random.default_rng(seed), None).pixels, WIDTH, HEIGHT),
+            _resized(studio.render(np.random.default_rng(seed), defect).pixels, WIDTH, HEIGHT),
             quality=QUALITY,
         )
         for seed in seeds
