@@ -20,7 +20,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test-env services check test test-long test-podman prove-drain prove-bill bench-books lock dist clean
+.PHONY: help env demo test-env services check test test-long test-podman prove-sim prove-crash prove-kill prove-tamper prove-drain prove-bill bench-books lock dist clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -46,6 +46,18 @@ test-long: test-env ## the fault runs that take minutes each
 
 test-podman: test-env ## build and start the containers; needs podman, buildah and debootstrap
 	$(BIN)/pytest -m podman $(ARGS)
+
+prove-sim: .venv/.dev ## 500 simulated factories under every fault; about 4 minutes; ARGS='--from 501 --json'
+	@$(BIN)/python -m tests.sim --seeds 500 $(ARGS)
+
+prove-crash: .venv/.dev ## 2,000 states a power cut can leave a ledger in, and 1,000 that must lose entries
+	@$(BIN)/python -m tests.faults.crash_states --states 2000 $(ARGS)
+
+prove-kill: test-env ## a node killed 214 times with kill -9, under load; about 15 minutes
+	$(BIN)/pytest -v -s tests/faults/test_kill.py $(ARGS)
+
+prove-tamper: .venv/.dev ## 1,120 ways to meddle with a ledger, each found; others with QCNODE_SEED=7
+	$(BIN)/pytest -v tests/faults/test_tamper.py $(ARGS)
 
 prove-drain: test-env ## a month of entries (1.6 million) drained while the line goes on; about 10 minutes
 	$(BIN)/python -m tests.faults.measure_drain $(ARGS)

@@ -23,6 +23,7 @@ from qcnode.books.ledger_file import (
     check_kind,
     connect_writing,
     in_words,
+    is_empty,
     lock_for_writing,
     note_receipt,
     read_cursor,
@@ -53,7 +54,7 @@ def archived_ledgers(home: Path) -> list[Path]:
     """Return the ledgers that were put away in a node's home, by name.
 
     A file counts as one when it is called after the epoch in it: a backup that somebody
-    laid down here is none.
+    laid down here is none. One that cannot be read is named too, because it may be one.
     """
     return [path for path in sorted(home.glob(_FILES)) if _is_put_away(path)]
 
@@ -92,6 +93,7 @@ class ArchivedLedger:
                     self._db.execute("PRAGMA synchronous = FULL")
                     self._db.execute("PRAGMA trusted_schema = OFF")
                     self._epoch = read_epoch(self._db)
+                    self._last_seq = read_head(self._db, self._epoch)[0]
                     self._receipt_seq = read_cursor(self._db, BILLING)[0]
                 except BaseException:
                     self._db.close()
@@ -126,8 +128,7 @@ class ArchivedLedger:
 
     def last_seq(self) -> int:
         """Return the seq of the last entry; 0 when there is none."""
-        with self._turn, self._words():
-            return read_head(self._db, self._epoch)[0]
+        return self._last_seq
 
     def receipt_seq(self) -> int:
         """Return how far the billing server has confirmed this epoch."""
@@ -140,14 +141,13 @@ class ArchivedLedger:
         seen their hashes, so a receipt without a problem confirms all of them.
         """
         with self._turn, self._words():
-            entries = read_head(self._db, self._epoch)[0]
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._receipt_seq = note_receipt(
+                confirmed = note_receipt(
                     self._db,
                     self._epoch,
                     receipt,
-                    entries=entries,
+                    entries=self._last_seq,
                     at_us=self._now_us(),
                     more_is_well=receipt.problem is None,
                 )
@@ -156,6 +156,7 @@ class ArchivedLedger:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            self._receipt_seq = confirmed
 
     def checkpoint_note(self, seq: int, digest: bytes) -> str | None:
         """Return the node's signed note that entry `seq` has this hash; None without a key."""
@@ -246,11 +247,23 @@ def _name(epoch: str, number: str = "") -> str:
 
 def _is_put_away(path: Path) -> bool:
     try:
+        _roll_back(path)
         reader = LedgerReader(path)
-    except LedgerUnavailableError:
-        return False
+    except LedgerUnavailableError as error:
+        return isinstance(error.__cause__, sqlite3.Error)
     reader.close()
     return re.sub(r"\.[0-9]+(?=\.db$)", "", path.name) == _name(reader.epoch)
+
+
+def _roll_back(path: Path) -> None:
+    """Undo what a power cut left of a receipt half noted: who only reads a file cannot."""
+    if not path.with_name(f"{path.name}-journal").exists():
+        return
+    try:
+        with contextlib.closing(connect_writing(path)) as db:
+            is_empty(db)  # The first look undoes it.
+    except sqlite3.Error as error:
+        raise in_words(path, error) from error
 
 
 def _open_all(home: Path) -> list[_Archive]:
