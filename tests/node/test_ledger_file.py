@@ -261,6 +261,22 @@ def test_a_fork_is_refused_also_where_the_mark_cannot_be_made(node, monkeypatch)
         assert isinstance(ledger.submit(intent("b")).exception(10), LedgerUnavailableError)
 
 
+def test_a_head_that_a_lying_disk_gave_back_empty_is_named(node):
+    with node.open() as ledger:
+        spend(ledger, "a1")
+    with closing(sqlite3.connect(node.path, isolation_level=None)) as db:
+        # What the table forbids is written by taking the word out of the table first.
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(
+            "UPDATE sqlite_schema SET sql = replace(sql, ' NOT NULL', '') WHERE name = 'head'"
+        )
+    with closing(sqlite3.connect(node.path, isolation_level=None)) as db:
+        db.execute("UPDATE head SET seq = NULL, hash = NULL")
+
+    with pytest.raises(LedgerCorruptError, match="lost where it ends"), node.open():
+        pass
+
+
 def test_a_ledger_that_was_removed_is_missed(node):
     with node.open() as ledger:
         spend(ledger, "a")

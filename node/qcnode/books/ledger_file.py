@@ -249,7 +249,13 @@ def read_hash(db: sqlite3.Connection, seq: int) -> bytes | None:
 def read_head(db: sqlite3.Connection, epoch: str) -> tuple[int, bytes]:
     """Return where the ledger says that it ends: a seq and its hash."""
     row = db.execute("SELECT seq, hash FROM head").fetchone()
-    return (0, chain.genesis(epoch)) if row is None else (row[0], row[1])
+    if row is None:
+        return 0, chain.genesis(epoch)
+    seq, digest = row
+    # The table allows nothing else, but a disk that lies may give back anything.
+    if not isinstance(seq, int) or not isinstance(digest, bytes):
+        raise LedgerCorruptError("the ledger has lost where it ends")
+    return seq, digest
 
 
 def note_receipt(
