@@ -43,22 +43,8 @@ _COLOUR: Final = np.array(
 )
 
 
-def build_bank() -> onnx.ModelProto:
-    """Return the graph from a picture (uint8, any height x width x 3) to its features."""
-    graph = GraphBuilder()
-    upright = graph.add("Transpose", IMAGE, perm=[2, 0, 1])
-    batch = graph.add("Unsqueeze", upright, graph.constant(np.array([0], np.int64)))
-    pixels = graph.add("Cast", batch, to=TensorProto.FLOAT)
-    sized = graph.add(
-        "Resize",
-        pixels,
-        "",
-        "",
-        graph.constant(np.array([1, 3, SIZE, SIZE], np.int64)),
-        mode="linear",
-        coordinate_transformation_mode="half_pixel",
-        antialias=1,
-    )
+def add_bank(graph: GraphBuilder, sized: str) -> str:
+    """Add the way from pixels of 0 to 255, SIZE x SIZE, to the bank's features."""
     colour = graph.add("Conv", sized, graph.constant(_COLOUR.reshape(3, 3, 1, 1) / np.float32(255)))
     light, chroma = graph.split(colour, 1, 2)
 
@@ -71,11 +57,23 @@ def build_bank() -> onnx.ModelProto:
         if level < CHROMA_LEVELS:
             edges = np.tile(_oriented(_EDGES, 5, _edge), (2, 1, 1, 1))
             features.append(_strength(graph, chroma, edges, level=level, groups=2))
-    graph.add("Concat", *features, axis=1, output=FEATURES)
-    return graph.model(
-        "filter_bank",
-        inputs=[helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["height", "width", 3])],
-        outputs=[helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, [1, None, GRID, GRID])],
+    return graph.add("Concat", *features, axis=1)
+
+
+def add_sized(graph: GraphBuilder) -> str:
+    """Add the way from the picture to 1 x 3 x SIZE x SIZE pixels of 0 to 255."""
+    upright = graph.add("Transpose", IMAGE, perm=[2, 0, 1])
+    batch = graph.add("Unsqueeze", upright, graph.constant(np.array([0], np.int64)))
+    pixels = graph.add("Cast", batch, to=TensorProto.FLOAT)
+    return graph.add(
+        "Resize",
+        pixels,
+        "",
+        "",
+        graph.constant(np.array([1, 3, SIZE, SIZE], np.int64)),
+        mode="linear",
+        coordinate_transformation_mode="half_pixel",
+        antialias=1,
     )
 
 
@@ -83,7 +81,7 @@ def build_bank() -> onnx.ModelProto:
 class GraphBuilder:
     """Nodes and constants of a graph in the making; names are given in order."""
 
-    prefix: str = "bank"
+    prefix: str
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
 
@@ -99,6 +97,15 @@ class GraphBuilder:
         lengths = self.constant(np.array(sizes, np.int64))
         self.nodes.append(helper.make_node("Split", [value, lengths], names, axis=1))
         return names
+
+    def top(self, value: str, count: int, *, largest: int = 1) -> tuple[str, str]:
+        """Add the `count` largest or smallest along the first axis, and where they are."""
+        names = [f"{self.prefix}_{len(self.nodes)}_{index}" for index in range(2)]
+        few = self.constant(np.array([count], np.int64))
+        self.nodes.append(
+            helper.make_node("TopK", [value, few], names, axis=0, largest=largest, sorted=1)
+        )
+        return names[0], names[1]
 
     def constant(self, value: NDArray[Any]) -> str:
         """Add a constant and return its name."""

@@ -7,6 +7,7 @@ their making, and calibration parts must be like the parts to come.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from qcnode.certify import (
     parts_needed,
     settle_limits,
 )
-from qcnode.manifest import LimitPromise, RiskRow
+from qcnode.manifest import LimitPromise, PictureNorm, RiskRow
+from qcnode.sight import Outline, look
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
 
     from qcmodels.data import Sample
 
@@ -32,6 +36,11 @@ CALIBRATION_SHARE: Final = 0.3
 _CALIBRATION_MOST: Final = 0.5
 _ESCALATION_RATES: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 _CANDIDATES: Final = 200
+_NO_ERROR: Final = 1e-9
+TOKENS_PER_ESCALATION: Final = 1_500
+"""What a question with one crop of 448 pixels comes to with the shipped prompt, all told."""
+PICTURES_MAX: Final = 64
+"""How many good pictures say how good parts look: more make no wider a norm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,23 +84,54 @@ def calibrate(
     escape_alpha: float,
     pass_share: float,
     prevalence: float,
+    folds: Sequence[int] | None = None,
+    defect_folds: Sequence[int] | None = None,
+    nested: bool = False,
+    tokens_per_escalation: int = TOKENS_PER_ESCALATION,
 ) -> Calibration:
-    """Return the limits these scores support, none of them seen in teaching."""
+    """Return the limits these scores support, each from a model not taught on that part.
+
+    Without `folds` that is the released model. With them the released model was taught on
+    all parts, and `good[i]` is from one taught without the fold `folds[i]`; likewise for
+    defects. `nested` says that by the family's make, teaching on more good parts never
+    raises the score of another.
+    """
     accept, reject = settle_limits(
         good,
-        earn_reject_limit(good, alpha=alpha),
-        earn_escape_limit(defects, alpha=escape_alpha),
+        earn_reject_limit(good, alpha=alpha, folds=folds, nested=nested),
+        earn_escape_limit(defects, alpha=escape_alpha, folds=defect_folds),
         pass_share=pass_share,
     )
     return Calibration(
         accept_below=_promise(accept),
         reject_from=_promise(reject),
-        risk_coverage=risk_coverage(good, defects, prevalence=prevalence),
+        risk_coverage=risk_coverage(
+            good, defects, prevalence=prevalence, tokens_per_escalation=tokens_per_escalation
+        ),
+    )
+
+
+def normal_pictures(pictures: Iterable[NDArray[np.uint8]]) -> PictureNorm | None:
+    """Return how these pictures of good parts look; None where they differ in size."""
+    seen = list(itertools.islice(pictures, PICTURES_MAX))
+    if len({picture.shape for picture in seen}) != 1:
+        return None
+    looks = [look(picture) for picture in seen]
+    outline = Outline.of([one.small for one in looks])
+    return PictureNorm(
+        brightness=tuple(one.brightness for one in looks),
+        focus=tuple(one.focus for one in looks),
+        shift=tuple(outline.shift(one.small) for one in looks),
+        outline=outline.encoded(),
     )
 
 
 def risk_coverage(
-    good: Sequence[float], defects: Sequence[float], *, prevalence: float
+    good: Sequence[float],
+    defects: Sequence[float],
+    *,
+    prevalence: float,
+    tokens_per_escalation: int = TOKENS_PER_ESCALATION,
 ) -> tuple[RiskRow, ...]:
     """Return, for each share of parts asked about, the limits that leave the least error.
 
@@ -112,26 +152,37 @@ def risk_coverage(
     asked = prevalence * (bad_below[np.newaxis, :] - bad_below[:, np.newaxis])
     asked = asked + (1 - prevalence) * (ok_below[np.newaxis, :] - ok_below[:, np.newaxis])
     ordered = np.triu(np.ones_like(asked, dtype=bool))
-    rows = []
+    rows: list[RiskRow] = []
     for most in _ESCALATION_RATES:
         allowed = ordered & (asked <= most + 1e-12)
         risk = np.where(allowed, escapes + false_rejects, np.inf)
-        low, high = np.unravel_index(int(risk.argmin()), risk.shape)
+        # Of limits that leave as little error, those that ask about the least.
+        best = np.where(risk <= risk.min() + 1e-12, asked, np.inf)
+        low, high = np.unravel_index(int(best.argmin()), risk.shape)
+        rate, left = float(asked[low, high]), float(risk[low, high])
         rows.append(
             RiskRow(
                 accept_below=float(limits[low]),
                 reject_from=float(limits[high]),
-                escalation_rate=float(asked[low, high]),
-                risk=float(risk[low, high]),
+                escalation_rate=rate,
+                risk=left,
+                tokens_per_1000=round(1000 * rate * tokens_per_escalation),
+                asked_per_error=_asked_per_error(rows[-1], rate, left) if rows else None,
             )
         )
     return tuple(rows)
+
+
+def _asked_per_error(before: RiskRow, rate: float, risk: float) -> float | None:
+    avoided = before.risk - risk
+    return (rate - before.escalation_rate) / avoided if avoided > _NO_ERROR else None
 
 
 def _promise(limit: EarnedLimit) -> LimitPromise:
     return LimitPromise(
         value=limit.value,
         alpha=limit.alpha,
+        alpha_95=limit.alpha_95,
         n=limit.n,
         needed=limit.needed,
         guarantee=limit.guarantee,

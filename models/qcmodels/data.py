@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GOOD: Final = "good"
+SIDE_MIN: Final = 16
+"""Pixels along the shorter side below which a picture shows no part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +101,43 @@ def digest_of(samples: Iterable[Sample], root: Path) -> str:
     return total.hexdigest()
 
 
+def find_copies(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """Return the pictures that are an earlier one again, byte for byte.
+
+    Raise `DatasetError` where one picture stands under two labels: one must be wrong.
+    """
+    first: dict[str, Sample] = {}
+    copies: list[Sample] = []
+    for sample in samples:
+        try:
+            digest = hashlib.sha256(read_bytes(sample.path)).hexdigest()
+        except PictureError as error:
+            raise DatasetError(str(error)) from error
+        other = first.setdefault(digest, sample)
+        if other is sample:
+            continue
+        if other.label != sample.label:
+            raise DatasetError(
+                f"{sample.path}: the same picture as {other.path}, labelled {sample.label} and "
+                f"{other.label}: keep the one that is right"
+            )
+        copies.append(sample)
+    return tuple(copies)
+
+
 def read_sample(sample: Sample) -> NDArray[np.uint8]:
     """Return a picture as RGB; one that cannot be used spoils the data set."""
     try:
-        return read_picture(sample.path)
+        pixels = read_picture(sample.path)
     except PictureError as error:
         raise DatasetError(f"{error} (or take it out of the data set)") from error
+    height, width = pixels.shape[:2]
+    if min(height, width) < SIDE_MIN:
+        raise DatasetError(
+            f"{sample.path}: {width}x{height} pixels show no part, at least {SIDE_MIN} each way "
+            "are needed: take it out of the data set"
+        )
+    return pixels
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from qcnode.runtime.onnx import OnnxModel
 
 _HEAT_BINS: Final = 1 << 16
+PRO_FALSE_MAX: Final = 0.3
+"""Share of good pixels marked, up to which the overlap with defects is averaged (AU-PRO)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,7 @@ class Evaluation:
     n_defective: int
     image_auroc: float
     pixel_auroc: float | None
+    au_pro: float | None
     recall_at_1: float
     recall_at_5: float
     false_reject_rate: float
@@ -157,6 +160,7 @@ def evaluate(
         n_defective=int(bad.size),
         image_auroc=auroc(good, bad),
         pixel_auroc=pixels.auroc(),
+        au_pro=pixels.au_pro(),
         recall_at_1=recall_at(good, bad, false_rejects=0.01),
         recall_at_5=recall_at(good, bad, false_rejects=0.05),
         false_reject_rate=rates.false_reject,
@@ -273,6 +277,8 @@ class _PixelCount:
     def __init__(self) -> None:
         self._off = np.zeros(_HEAT_BINS, np.int64)
         self._on = np.zeros(_HEAT_BINS, np.int64)
+        self._regions = np.zeros(_HEAT_BINS)
+        self._region_count = 0
 
     def add(self, sample: Sample, heat: NDArray[np.float32], shape: tuple[int, ...]) -> None:
         """Count the pixels of one picture."""
@@ -293,6 +299,13 @@ class _PixelCount:
         bins = (full / (1 + full) * (_HEAT_BINS - 1)).astype(np.int64)
         self._on += np.bincount(bins[mask], minlength=_HEAT_BINS)
         self._off += np.bincount(bins[~mask], minlength=_HEAT_BINS)
+        count, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        sizes = np.bincount(regions.ravel(), minlength=count)
+        # Every region weighs the same, however many pixels it has.
+        self._regions += np.bincount(
+            bins[mask], weights=1.0 / sizes[regions[mask]], minlength=_HEAT_BINS
+        )
+        self._region_count += count - 1
 
     def auroc(self) -> float | None:
         """Return the chance that a pixel on a defect lies above one off it."""
@@ -301,3 +314,20 @@ class _PixelCount:
             return None
         below = np.cumsum(self._off) - self._off / 2
         return float((self._on * below).sum() / on / off)
+
+    def au_pro(self) -> float | None:
+        """Return the mean share of a defect that is marked, over limits of the map.
+
+        The area under it against the share of good pixels marked, up to PRO_FALSE_MAX of
+        these, as a share of that area at best (Bergmann et al. 2021).
+        """
+        off = int(self._off.sum())
+        if not self._region_count or not off:
+            return None
+        false = np.concatenate([[0.0], np.cumsum(self._off[::-1]) / off])
+        overlap = np.concatenate([[0.0], np.cumsum(self._regions[::-1]) / self._region_count])
+        inside = int(np.searchsorted(false, PRO_FALSE_MAX, side="right"))
+        end = np.interp(PRO_FALSE_MAX, false, overlap)
+        x = np.append(false[:inside], PRO_FALSE_MAX)
+        y = np.append(overlap[:inside], end)
+        return float(np.trapezoid(y, x) / PRO_FALSE_MAX)

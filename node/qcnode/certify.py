@@ -1,9 +1,11 @@
 """Limits with guarantees, from scores of parts the model never saw.
 
 Pure arithmetic. Scores are such that higher is less like a good part. A limit is a
-split-conformal quantile: it holds for any model, as long as the parts to come are like
-the parts it was calibrated on (exchangeable), on average over calibration sets. What
-the data cannot support is refused, and the refusal says how many more parts it takes.
+conformal quantile: it holds for any model, as long as the parts to come are like
+the parts it was calibrated on (exchangeable), on average over calibration sets; beside
+it stands how far one calibration set may be off. What the data cannot support is
+refused, and the refusal says how many more parts it takes. docs/guarantees.md has the
+statements in full, their sources, and what came of them on recorded parts.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from qcnode.errors import CertificateError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+CONFIDENCE: Final = 0.95
+"""Of the bounds that hold for one calibration set, and not only on average over them."""
 _BISECTIONS: Final = 100
 
 
@@ -26,75 +30,121 @@ class EarnedLimit:
 
     `value` is None when the data support none, `alpha` when the limit carries no
     guarantee. `n` counts the parts it comes from, `needed` how many more it takes.
+    `alpha_95` is the share that this one calibration set keeps to with 95 % confidence;
+    None where no such bound is known.
     """
 
     value: float | None
     alpha: float | None
+    alpha_95: float | None
     n: int
     needed: int
     guarantee: str | None
     reason: str
 
 
-def earn_reject_limit(good: Sequence[float], *, alpha: float) -> EarnedLimit:
+def earn_reject_limit(
+    good: Sequence[float],
+    *,
+    alpha: float,
+    folds: Sequence[int] | None = None,
+    nested: bool = False,
+) -> EarnedLimit:
     """Return the score from which a part is rejected, so that few good ones are.
 
     P(a good part is rejected) <= alpha. It is the ceil((n + 1)(1 - alpha))-th smallest
     good score, exclusive: a part that scores like that one is not rejected.
+
+    Without `folds` no part behind `good` was taught (split conformal). With them the
+    model in service was taught on all, and `good[i]` comes from one taught without the
+    fold `folds[i]` (cross-conformal). The promise is the same if models are `nested`: by
+    their make, teaching on more good parts never raises the score of another, as where
+    all parts are kept and the nearest counts. Of other models alpha is what comes of it,
+    and what is proved is the bound of a vote of the folds' models; the promise says both.
     """
     _check_share(alpha, "alpha")
     scores = _sorted_scores(good)
     n = len(scores)
+    count = _count_folds(folds, n)
     index = math.ceil(_exact((n + 1) * (1.0 - alpha)))
     if index > n:
         needed = parts_needed(alpha) - n
-        return EarnedLimit(
-            value=None,
-            alpha=None,
-            n=n,
-            needed=needed,
-            guarantee=None,
-            reason=f"{needed} more good parts needed: {n} calibrated, alpha {alpha:g} takes "
+        return _refused(
+            n,
+            needed,
+            f"{needed} more good parts needed: {n} calibrated, alpha {alpha:g} takes "
             f"{parts_needed(alpha)}; nothing is rejected unasked",
         )
+    promise = f"P(good part rejected) <= {alpha:g}"
+    value = math.nextafter(scores[index - 1], math.inf)
+    if count is None:
+        return EarnedLimit(
+            value=value,
+            alpha=alpha,
+            # The share is Beta(n + 1 - index, index) over calibration sets, whose quantile
+            # is the same number as this bound.
+            alpha_95=upper_bound(n - index, n, confidence=CONFIDENCE),
+            n=n,
+            needed=0,
+            guarantee=promise,
+            reason=f"conformal quantile {index} of {n} good parts held out from teaching",
+        )
     return EarnedLimit(
-        value=math.nextafter(scores[index - 1], math.inf),
+        value=value,
         alpha=alpha,
+        alpha_95=None,
         n=n,
         needed=0,
-        guarantee=f"P(good part rejected) <= {alpha:g}",
-        reason=f"conformal quantile {index} of {n} good parts held out from teaching",
+        guarantee=promise if nested else _about(promise, n, count, n - index),
+        reason=f"cross-conformal quantile {index} of {n} good parts, each scored by a model "
+        f"taught without its fold of {count}",
     )
 
 
-def earn_escape_limit(defects: Sequence[float], *, alpha: float) -> EarnedLimit:
+def earn_escape_limit(
+    defects: Sequence[float], *, alpha: float, folds: Sequence[int] | None = None
+) -> EarnedLimit:
     """Return the score below which a part may pass, so that few defective ones do.
 
-    P(a defective part passes) <= alpha. It is the floor(alpha (n + 1))-th smallest score of
-    real defects: a part that scores like that one does not pass.
+    P(a defective part passes) <= alpha, by conformal risk control: the largest limit
+    at which (defects below it + 1) / (n + 1) <= alpha, which is the floor(alpha (n + 1))-th
+    smallest score of real defects. A part that scores like that one does not pass.
+    `folds` are as for the reject limit, for models that were taught on defects too and
+    are not nested.
     """
     _check_share(alpha, "alpha")
     scores = _sorted_scores(defects)
     n = len(scores)
+    count = _count_folds(folds, n)
     index = math.floor(_exact(alpha * (n + 1)))
     if index < 1:
         needed = parts_needed(alpha) - n
-        return EarnedLimit(
-            value=None,
-            alpha=None,
-            n=n,
-            needed=needed,
-            guarantee=None,
-            reason=f"no escape guarantee yet: {needed} more defects needed ({n} labelled, "
+        return _refused(
+            n,
+            needed,
+            f"no escape guarantee yet: {needed} more defects needed ({n} labelled, "
             f"alpha {alpha:g} takes {parts_needed(alpha)})",
+        )
+    promise = f"P(defective part passed) <= {alpha:g}"
+    if count is None:
+        return EarnedLimit(
+            value=scores[index - 1],
+            alpha=alpha,
+            alpha_95=upper_bound(index - 1, n, confidence=CONFIDENCE),
+            n=n,
+            needed=0,
+            guarantee=promise,
+            reason=f"conformal quantile {index} of {n} labelled defects",
         )
     return EarnedLimit(
         value=scores[index - 1],
         alpha=alpha,
+        alpha_95=None,
         n=n,
         needed=0,
-        guarantee=f"P(defective part passed) <= {alpha:g}",
-        reason=f"conformal quantile {index} of {n} labelled defects",
+        guarantee=_about(promise, n, count, index - 1),
+        reason=f"cross-conformal quantile {index} of {n} labelled defects, each scored by a "
+        f"model taught without its fold of {count}",
     )
 
 
@@ -161,6 +211,40 @@ def parts_needed(alpha: float) -> int:
     """Return the fewest parts from which a limit at `alpha` can be earned: 1 / alpha - 1."""
     _check_share(alpha, "alpha")
     return math.ceil(_exact(1.0 / alpha - 1.0))
+
+
+def _refused(n: int, needed: int, reason: str) -> EarnedLimit:
+    return EarnedLimit(
+        value=None, alpha=None, alpha_95=None, n=n, needed=needed, guarantee=None, reason=reason
+    )
+
+
+def _about(promise: str, n: int, folds: int, beyond: int) -> str:
+    """Say what is proved of models taught without a fold each, and hoped of one taught on all.
+
+    A part that `beyond` of n others outdo, each judged by the model taught without it, has
+    a mean p-value over folds of (folds + beyond) / (n + folds) at most, and twice a mean of
+    p-values is one. Where each fold is one part that says nothing, and the jackknife+ does.
+    """
+    proved = 2 * (folds + beyond) / (n + folds)
+    if folds == n:
+        proved = 2 * (beyond + 1) / (n + 1)
+    return (
+        f"{promise.replace('<=', 'about')}; proved is <= {min(proved, 1.0):.2g} for a vote of"
+        f" the {folds} models taught without a fold each"
+    )
+
+
+def _count_folds(folds: Sequence[int] | None, n: int) -> int | None:
+    if folds is None or n == 0:
+        return None
+    count = len(set(folds))
+    if len(folds) != n or count < 2:  # noqa: PLR2004  # of one fold, nobody was taught without it
+        raise CertificateError(
+            f"{n} scores in {count} folds by {len(folds)} numbers: give each score its fold, of two"
+            " or more"
+        )
+    return count
 
 
 def _tail_up_to(failures: int, n: int, share: float) -> float:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from statistics import median_low
 from typing import TYPE_CHECKING
 
-from qcnode.domain import Action, AgentLevel, Decider, Disposition, Finding, Verdict
+from qcnode.domain import Action, AgentLevel, Decider, Disposition, Finding, Limits, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qcnode.domain import Allowance, Limits, Prediction
+    from qcnode.domain import Allowance, Prediction
 
 _PRIOR_STEPS = 4
 _PRIOR_WEIGHT = 4.0
@@ -36,6 +37,23 @@ def judge(prediction: Prediction | None, limits: Limits) -> Verdict:
     if accept_below is not None and prediction.score < accept_below:
         return Verdict.OK
     return Verdict.NOT_DECIDABLE
+
+
+def widened(limits: Limits, good: Sequence[float], *, picture_at_fault: bool) -> Limits:
+    """Return the limits that are left of those whose certificate was revoked.
+
+    Nothing is rejected unasked, since good parts may score anything now. What passes must
+    look better than the middle of the `good` parts that were calibrated on, and where the
+    picture itself is at fault nothing passes either: it may hide what there is to see.
+    """
+    if picture_at_fault or not good or limits.accept_below is None:
+        return Limits(accept_below=None, reject_from=None)
+    accept_below = min(*_known(limits), median_low(good))
+    return Limits(accept_below=accept_below, reject_from=None)
+
+
+def _known(limits: Limits) -> list[float]:
+    return [one for one in (limits.accept_below, limits.reject_from) if one is not None]
 
 
 def action_for(verdict: Verdict, *, failsafe: Action) -> Action:
@@ -74,6 +92,20 @@ def choose_decider(
     if cloud_reachable and affordable and room and rank < allowance.share:
         return Decider.AGENT
     return Decider.OPERATOR
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Tokens for questions, as many as were left at an instant; each question takes one."""
+
+    tokens: float
+    at_s: float
+
+
+def refilled(bucket: Bucket, now_s: float, *, per_minute: float, most: int) -> Bucket:
+    """Return the bucket as it is now: it fills steadily and holds `most`."""
+    gone_s = max(0.0, now_s - bucket.at_s)
+    return Bucket(min(float(most), bucket.tokens + gone_s * per_minute / 60.0), now_s)
 
 
 def share_to_ask(affordable: int, expected: int | None) -> float:

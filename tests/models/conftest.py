@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from qcmodels.train import TeachConfig, teach
+from qcnode.cli import models
 from qcnode.domain import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from click.testing import Result
 
     from qcnode.runtime.onnx import OnnxModel
 
@@ -71,10 +76,17 @@ def plates(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[...,
 
 @pytest.fixture(scope="session")
 def teach_quietly() -> Callable[..., OnnxModel]:
-    """Teach with a fixed clock and nobody watching."""
+    """Teach with a fixed clock and nobody watching; one family, where none is asked for."""
 
-    def run(dataset: Path, out: Path, **config: object) -> OnnxModel:
-        return teach(dataset, out, config=TeachConfig(**config), now=NOW, progress=lambda *_: None)
+    def run(dataset: Path, out: Path, *, threads: int = 1, **config: object) -> OnnxModel:
+        return teach(
+            dataset,
+            out,
+            config=TeachConfig(**{"family": "gaussian", **config}),
+            now=NOW,
+            progress=lambda *_: None,
+            threads=threads,
+        )
 
     return run
 
@@ -99,3 +111,20 @@ def make_frame() -> Callable[[np.ndarray], Frame]:
         )
 
     return make
+
+
+@pytest.fixture
+def qcnode() -> Callable[..., Result]:
+    """Run a command of ours in this process."""
+    app = typer.Typer()
+    models.register(app)
+
+    def run(*words, fails=None, code=0):
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        if fails is None:
+            assert result.exit_code == code, result.stderr
+        else:
+            assert isinstance(result.exception, fails)
+        return result
+
+    return run

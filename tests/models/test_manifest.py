@@ -28,8 +28,9 @@ def test_a_manifest_says_what_was_promised_and_comes_back_as_written(release):
     assert manifest.family == "gaussian"
     assert manifest.labels == ("good", "scratch")
     assert (manifest.input.height, manifest.input.width) == (64, 96)
-    assert manifest.taught_from.taught + manifest.taught_from.calibrated == 60
-    assert manifest.reject_from.guarantee == "P(good part rejected) <= 0.05"
+    assert manifest.taught_from.taught == manifest.taught_from.calibrated <= 60
+    assert manifest.reject_from.alpha == 0.05
+    assert [trial.family for trial in manifest.trials] == ["gaussian"]
     assert len(manifest.good_scores) == manifest.taught_from.calibrated
     assert manifest.version.startswith("plates@")
     assert dump_manifest(manifest) == (release / FILE_NAME).read_bytes()
@@ -42,7 +43,7 @@ def test_a_manifest_says_what_was_promised_and_comes_back_as_written(release):
         (lambda m: m.pop("family"), "family"),
         (lambda m: m["reject_from"].update(alfa=0.05), "reject_from.alfa"),
         (lambda m: m["reject_from"].update(value="1.5"), "reject_from.value"),
-        (lambda m: m.update(schema_version=2), "schema_version"),
+        (lambda m: m.update(schema_version=1), "schema_version: Input should be 2: teach"),
         (lambda m: m.update(created_at="2026-11-22T06:00:00"), "offset from UTC"),
         (lambda m: m.update(model="other.onnx"), "other.onnx is not among the files"),
         (lambda m: m["files"].append({**m["files"][0]}), "listed twice"),

@@ -9,47 +9,29 @@ import sys
 import cv2
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from qcnode.cli import models
 from qcnode.errors import QcError, SettingsError
 from qcnode.picture import read_picture
 
 
-@pytest.fixture
-def qcnode():
-    app = typer.Typer()
-    models.register(app)
-
-    def run(*words, fails=None, code=0):
-        result = CliRunner().invoke(app, [str(word) for word in words])
-        if fails is None:
-            assert result.exit_code == code, result.stderr
-        else:
-            assert isinstance(result.exception, fails)
-        return result
-
-    return run
-
-
-def test_teach_prints_both_limits_and_their_reasons(qcnode, plates, tmp_path):
-    result = qcnode("teach", plates, "--out", tmp_path / "m")
+def test_teach_prints_both_limits_and_their_reasons(qcnode, make_dataset, tmp_path):
+    data = make_dataset(tmp_path / "data", good=20, defects=9, tests=1)
+    result = qcnode("teach", data, "--out", tmp_path / "m", "--family", "gaussian")
     assert "passes below" in result.stdout
     assert "rejects from" in result.stdout
-    assert "P(good part rejected) <= 0.05 (n = 19)" in result.stdout
-    assert "teach: good parts: 41" in result.stderr
+    assert "P(good part rejected) about 0.05; proved is <= " in result.stdout
+    assert "taken: gaussian, as --family says" in result.stdout
+    assert "teach: good parts: 20" in result.stderr
 
 
 def test_teach_gives_advice_when_parts_are_few(qcnode, make_dataset, tmp_path):
-    data = make_dataset(tmp_path / "few", good=20, defects=0, tests=1)
-    shown = json.loads(qcnode("teach", data, "--out", tmp_path / "m", "--json").stdout)
+    data = make_dataset(tmp_path / "few", good=12, defects=0, tests=1)
+    words = ("teach", data, "--out", tmp_path / "m", "--family", "gaussian")
+    shown = json.loads(qcnode(*words, "--json").stdout)
     assert shown["reject_from"]["value"] is None
-    assert "put 18 more pictures into train/good" in shown["advice"][0]
-    assert "label 9 more defects" in shown["advice"][1]
-    text = qcnode("teach", data, "--out", tmp_path / "m").stdout
-    assert "rejects nothing by itself: no guarantee (n = 6)" in text
-    assert "never" not in text
+    assert any("put 7 more pictures into train/good" in line for line in shown["advice"])
+    assert any("label 9 more defects" in line for line in shown["advice"])
+    assert not any("never" in line for line in shown["advice"])
 
 
 def test_evaluate_prints_one_object(qcnode, plates, plate_release):

@@ -35,6 +35,72 @@ def test_a_limit_is_earned_with_exactly_the_parts_it_takes(alpha, n):
     assert "3 more defects needed" in earn_escape_limit(range(n - 3), alpha=alpha).reason
 
 
+@pytest.mark.parametrize("alpha", [0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
+@pytest.mark.parametrize("by_folds", [False, True])
+def test_a_limit_is_refused_for_every_number_of_parts_that_is_too_small(alpha, by_folds):
+    enough = parts_needed(alpha)
+    for n in range(enough + 1):
+        folds = [number % 5 for number in range(n)] if by_folds and n > 1 else None
+        for limit in (
+            earn_reject_limit(range(n), alpha=alpha, folds=folds),
+            earn_escape_limit(range(n), alpha=alpha, folds=folds),
+        ):
+            earned = n == enough
+            assert (limit.value is not None) == (limit.guarantee is not None) == earned
+            assert (limit.alpha is not None) == earned
+            assert limit.n + limit.needed == enough
+            assert earned or f"{limit.needed} more" in limit.reason
+
+
+@pytest.mark.parametrize(
+    ("folds", "proved"),
+    [
+        (4, 0.23),  # 2 (4 + 1) / (40 + 4): of 40 parts one lies above the limit
+        (40, 0.098),  # each part a fold of its own: 2 (1 + 1) / (40 + 1)
+    ],
+)
+def test_a_limit_from_folds_has_the_same_value_and_says_what_is_proved_of_it(folds, proved):
+    good = list(range(40))
+    split = earn_reject_limit(good, alpha=0.05)
+    numbers = [number % folds for number in good]
+    cross = earn_reject_limit(good, alpha=0.05, folds=numbers)
+    nested = earn_reject_limit(good, alpha=0.05, folds=numbers, nested=True)
+
+    assert cross.value == nested.value == split.value
+    assert split.guarantee == nested.guarantee == "P(good part rejected) <= 0.05"
+    assert cross.guarantee == (
+        f"P(good part rejected) about 0.05; proved is <= {proved:g} for a vote of the {folds}"
+        " models taught without a fold each"
+    )
+    assert f"taught without its fold of {folds}" in cross.reason
+    assert split.alpha_95 == upper_bound(1, 40)
+    assert cross.alpha_95 is None
+
+
+@given(defects=SCORES, alpha=ALPHAS)
+def test_the_pass_limit_is_the_largest_that_risk_control_allows(defects, alpha):
+    limit = earn_escape_limit(defects, alpha=alpha).value
+    allowed = [
+        score
+        for score in defects
+        # Loss 1 for a defect that passes, at most 1: (n / (n + 1)) R + 1 / (n + 1) <= alpha.
+        if (sum(other < score for other in defects) + 1) / (len(defects) + 1) <= alpha + 1e-9
+    ]
+    assert limit == max(allowed, default=None)
+
+
+@settings(max_examples=30)
+@given(n=st.integers(19, 400), data=st.data())
+def test_one_calibration_set_keeps_to_alpha_95_as_often_as_it_says(n, data):
+    alpha = data.draw(ALPHAS.filter(lambda alpha: parts_needed(alpha) <= n))
+    limit = earn_reject_limit(range(n), alpha=alpha)
+    index = int(limit.value) + 1
+    # Over calibration sets the share of good parts above the index-th of n is a Beta.
+    shares = np.random.default_rng(n).beta(n + 1 - index, index, 20_000)
+    assert np.mean(shares > limit.alpha_95) == pytest.approx(0.05, abs=0.01)
+    assert np.mean(shares) <= alpha + 0.01
+
+
 @given(good=SCORES, alpha=ALPHAS)
 def test_of_the_calibration_parts_no_more_than_alpha_are_rejected(good, alpha):
     limit = earn_reject_limit(good, alpha=alpha)
@@ -151,6 +217,8 @@ def test_the_bounds_enclose_what_was_seen(n, share):
         lambda: earn_reject_limit([1.0, math.nan], alpha=0.05),
         lambda: earn_reject_limit([1.0], alpha=0.0),
         lambda: earn_escape_limit([1.0], alpha=1.0),
+        lambda: earn_reject_limit([1.0, 2.0], alpha=0.5, folds=[0]),
+        lambda: earn_reject_limit([1.0, 2.0], alpha=0.5, folds=[3, 3]),
         lambda: upper_bound(3, 2),
         lambda: upper_bound(0, 0),
     ],
