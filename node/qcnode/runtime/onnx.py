@@ -1,4 +1,4 @@
-"""A released model, run by ONNX Runtime on the CPU.
+"""A released model, run by ONNX Runtime on the engine that was chosen for it.
 
 A model is let in only as its manifest describes it: every file by its digest, inputs
 and outputs by name and type, and the golden frames by their scores, at every load. After
@@ -8,21 +8,15 @@ that an answer is a finite score for a picture of the right kind, or a `ModelErr
 from __future__ import annotations
 
 import math
-import os
-from typing import TYPE_CHECKING, Final
-
-# ONNX Runtime reports to its maker as soon as it is imported. From a factory floor nothing
-# leaves that is not on record, so this must stand before the import.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from qcnode.domain import Prediction
 from qcnode.errors import ModelError, PictureError
 from qcnode.manifest import load_manifest, read_verified
 from qcnode.picture import decode_picture
+from qcnode.runtime.session import CPU, ORT_ERRORS, open_runner, open_session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,49 +25,33 @@ if TYPE_CHECKING:
 
     from qcnode.domain import Frame, Limits
     from qcnode.manifest import GoldenFrame, ModelManifest
+    from qcnode.runtime.session import Engine
 
-# ONNX Runtime's errors have no ancestor of their own below Exception.
-ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
-
-
-def open_session(model: bytes, *, threads: int = 1) -> ort.InferenceSession:
-    """Return a session with its threads set on purpose.
-
-    By default ONNX Runtime starts a thread per core and lets them spin while idle, which
-    halves its own speed on one core and takes the other cores from everybody else.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+__all__ = ["ORT_ERRORS", "OnnxModel", "open_session"]
 
 
 class OnnxModel:
     """A model from a release folder, proven when loaded, and asked one picture at a time."""
 
-    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+    def __init__(self, folder: Path, *, threads: int = 1, engine: Engine = CPU) -> None:
         """Load the release in `folder`, or raise `ManifestError` or `ModelError`."""
         self.manifest: ModelManifest = load_manifest(folder)
         contents = read_verified(folder, self.manifest)
         self._where = folder / self.manifest.model
         try:
-            self._session = open_session(contents[self.manifest.model], threads=threads)
+            self._session = open_session(
+                contents[self.manifest.model], threads=threads, engine=engine
+            )
         except ORT_ERRORS as error:
             raise ModelError(f"{self._where}: no model that runs here ({_line(error)})") from error
         self._check_graph()
+        outputs = self.manifest.outputs
+        self._runner = open_runner(
+            self._session,
+            engine,
+            input_name=self.manifest.input.name,
+            outputs=(outputs.score, outputs.heat),
+        )
         if not self.manifest.golden:
             raise ModelError(f"{folder}: no golden frame to prove the model by: teach it anew")
         for golden in self.manifest.golden:
@@ -91,19 +69,21 @@ class OnnxModel:
 
     def predict(self, frame: Frame) -> Prediction:
         """Return the score, or raise `ModelError`; never a number that is no score."""
-        score, heat = self._run(frame.pixels, frame.name)
+        score, heat = self.answer(frame.pixels, frame.name)
         return Prediction(score=score, model=self.version, heat=heat)
 
-    def _run(self, pixels: NDArray[np.uint8], name: str) -> tuple[float, NDArray[np.float32]]:
+    def interrupt(self) -> None:
+        """End the picture in hand with a `ModelError`; any thread may ask."""
+        self._runner.interrupt()
+
+    def answer(self, pixels: NDArray[np.uint8], name: str) -> tuple[float, NDArray[np.float32]]:
+        """Return score and map of a picture, or raise `ModelError` that calls it `name`."""
         self._check_picture(pixels, name)
         outputs = self.manifest.outputs
         try:
-            score, heat = self._session.run(
-                [outputs.score, outputs.heat], {self.manifest.input.name: pixels}
-            )
+            score, heat = self._runner.run(pixels)
         except ORT_ERRORS as error:
             raise ModelError(f"{name}: the model failed ({_line(error)})") from error
-        score, heat = np.asarray(score), np.asarray(heat)
         if score.size != 1 or heat.shape != (outputs.heat_rows, outputs.heat_columns):
             raise ModelError(f"{name}: the model answered in shapes {score.shape} and {heat.shape}")
         value = float(score.reshape(()))
@@ -141,7 +121,7 @@ class OnnxModel:
             pixels = decode_picture(data, name=golden.path)
         except PictureError as error:
             raise ModelError(f"{self._where}: golden frame {error}") from error
-        score, heat = self._run(pixels, golden.path)
+        score, heat = self.answer(pixels, golden.path)
         for have, want in ((score, golden.score), (float(heat.max()), golden.heat_max)):
             if abs(have - want) > self.manifest.golden_tolerance * max(abs(want), 1e-6):
                 raise ModelError(
