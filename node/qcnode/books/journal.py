@@ -20,8 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from qcnode.audit import Audit
 from qcnode.books.records import KIND_OF, decode, encode
-from qcnode.domain import Counts, Escalation, Fault, Inspection, Passage, Ruling, Verdict
+from qcnode.domain import (
+    CertificateChange,
+    Counts,
+    Decider,
+    Escalation,
+    Fault,
+    Finding,
+    Inspection,
+    Passage,
+    Ruling,
+    Verdict,
+)
 from qcnode.errors import JournalUnavailableError
 
 if TYPE_CHECKING:
@@ -218,6 +230,34 @@ class Journal:
             return None
         return records[0], [record for record in records[1:] if isinstance(record, Ruling)]
 
+    def certificate(self, model: str) -> CertificateChange | None:
+        """Return what last became of the certificate of `model`; None is nothing so far."""
+        rows = self._rows(
+            "SELECT body FROM record WHERE kind = 'certificate' AND ref = ?"
+            " ORDER BY seq DESC LIMIT 1",
+            (model,),
+        )
+        found = decode("certificate", str(rows[0][0])) if rows else None
+        assert found is None or isinstance(found, CertificateChange)  # noqa: S101  # by its kind
+        return found
+
+    def audit(self, model: str) -> Audit:
+        """Return what people found of the parts that `model` would pass and they checked."""
+        rows = self._rows(
+            "SELECT json_extract(r.body, '$.by'), json_extract(r.body, '$.finding'), count(*)"
+            " FROM record e JOIN record i ON i.id = e.ref"
+            " JOIN record r ON r.ref = e.id AND r.kind = 'ruling' AND r.final = 1"
+            " WHERE e.kind = 'escalation' AND json_extract(e.body, '$.audit') = 1"
+            " AND json_extract(i.body, '$.model') = ? GROUP BY 1, 2",
+            (model,),
+        )
+        checked = {finding: count for by, finding, count in rows if by == Decider.OPERATOR.value}
+        return Audit(
+            checked=sum(checked.values()),
+            defective=checked.get(Finding.DEFECTIVE.value, 0),
+            unanswered=sum(row[2] for row in rows) - sum(checked.values()),
+        )
+
     def picture(self, inspection_id: str) -> bytes | None:
         """Return the JPEG of an inspection that was not simply good, if it is still kept."""
         return self._pictures.picture(inspection_id)
@@ -390,6 +430,8 @@ def _keys(record: JournalRecord) -> tuple[int | None, str | None, int]:
         return None, record.inspection_id, 0
     if isinstance(record, Ruling):
         return None, record.escalation_id, int(record.binding)
+    if isinstance(record, CertificateChange):
+        return None, record.model, 0
     return record.trigger_seq, None, 0
 
 
@@ -403,5 +445,5 @@ def _counted(counts: Counts, record: JournalRecord) -> Counts:
         return replace(counts, escalated=counts.escalated + 1, waiting=counts.waiting + 1)
     if isinstance(record, Ruling) and record.binding:
         return replace(counts, ruled=counts.ruled + 1, waiting=counts.waiting - 1)
-    assert isinstance(record, Ruling | Passage)  # noqa: S101  # the union has no other
+    assert isinstance(record, Ruling | Passage | CertificateChange)  # noqa: S101  # the union has no other
     return counts

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qcnode.domain import (
     Action,
     Box,
+    CertificateChange,
     Decider,
     Disposition,
     Escalation,
@@ -37,6 +38,7 @@ KINDS: dict[str, type[JournalRecord]] = {
     "passage": Passage,
     "escalation": Escalation,
     "ruling": Ruling,
+    "certificate": CertificateChange,
 }
 KIND_OF = {record_type: kind for kind, record_type in KINDS.items()}
 

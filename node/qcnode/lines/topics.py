@@ -50,3 +50,41 @@ class NodeTopics:
     def ack(self) -> str:
         """Where the billing server's receipts come in."""
         return f"{self.root}/meter/ack"
+
+    @property
+    def state(self) -> str:
+        """Whether the node is there; retained, and the will."""
+        return f"{self.root}/state"
+
+    @property
+    def heartbeat(self) -> str:
+        """Every half second."""
+        return f"{self.root}/hb"
+
+    @property
+    def alarms(self) -> str:
+        """All that is not well now; retained."""
+        return f"{self.root}/alarms"
+
+    @property
+    def total(self) -> str:
+        """What was spent so far; retained."""
+        return f"{self.root}/meter/total"
+
+    def event(self, kind: str) -> str:
+        """Return where events of a kind go: verdict, disposition, escalation or alarm."""
+        return f"{self.root}/ev/{kind}"
+
+    @property
+    def commands(self) -> str:
+        """All commands to this node, for a subscription."""
+        return f"{self.root}/cmd/+"
+
+    def reply(self, command: str) -> str:
+        """Return where a command is answered."""
+        return f"{self.root}/cmd/{command}/reply"
+
+    def command_of(self, topic: str) -> str | None:
+        """Return which command a topic carries; None is none of ours."""
+        stem, _, name = topic.rpartition("/")
+        return name if stem == f"{self.root}/cmd" else None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qcnode.domain import Action, Disposition
+    from qcnode.track import Crossing
 
 WAITING_MAX = 64
 """Triggers the node has not fetched; beyond this they are counted and pass unjudged."""
@@ -183,9 +184,7 @@ class VirtualLine:
             if not self._stopped:
                 self._stopped = True
                 self._halt.set()
-                for crossing in self._tracker.release():
-                    trigger = crossing.trigger
-                    self._meet_gate(trigger.seq, trigger.part_id, crossing.action, commanded=False)
+                self._meet_gates(self._tracker.release())
                 self._news.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
@@ -275,8 +274,12 @@ class VirtualLine:
             self._waiting.append(trigger)
 
     def _pass_gate(self, now_ns: int) -> None:
-        for crossing in self._tracker.pass_to(self._position(now_ns)):
+        self._meet_gates(self._tracker.pass_to(self._position(now_ns)))
+
+    def _meet_gates(self, crossings: Sequence[Crossing]) -> None:
+        for crossing in crossings:
             trigger = crossing.trigger
+            assert trigger is not None  # noqa: S101  # strays are for an eye to see; here is none
             self._meet_gate(
                 trigger.seq, trigger.part_id, crossing.action, commanded=crossing.commanded
             )
