@@ -20,7 +20,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test-env services check test test-long test-podman prove-sim prove-crash prove-kill prove-tamper prove-drain prove-bill bench-books lock dist clean
+.PHONY: help env demo test-env services check test test-long test-podman prove-sim prove-crash prove-kill prove-tamper prove-drain prove-bill prove-certify prove-import prove-hostile prove-swap bench-books bench-line bench-teach backbone panel-docs panel-shots lock dist clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -39,7 +39,7 @@ check: .venv/.dev ## ruff, mypy and the layers, without the tests
 	$(BIN)/lint-imports
 
 test: test-env check ## everything a merge needs, in less than 15 minutes
-	$(BIN)/pytest -m 'not long and not podman' $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile -m 'not long and not podman' $(ARGS)
 
 test-long: test-env ## the fault runs that take minutes each
 	$(BIN)/pytest -m long $(ARGS)
@@ -65,14 +65,42 @@ prove-drain: test-env ## a month of entries (1.6 million) drained while the line
 prove-bill: .venv/.dev ## a million entries of ten nodes billed and verified, about 15 minutes; ARGS='--out FOLDER'
 	@$(BIN)/qcnode billing prove $(ARGS)
 
+prove-certify: .venv/.dev ## whether earned limits hold over 1,000 splits, and how soon drift is seen; 15 minutes
+	@$(BIN)/python -m tests.prove_certify $(ARGS)
+	@$(BIN)/python -m tests.measure_drift
+
+prove-import: test-env ## every wrong thing said of every kind of export, some minutes; ARGS='--seeds 3'
+	@$(BIN)/python -m tests.models.mismatches $(ARGS)
+
+prove-hostile: test-env ## hostile models offered to a line in service, about 2 minutes
+	@$(BIN)/python -m tests.faults.measure_hostile $(ARGS)
+
+prove-swap: test-env ## 1,000 changes of model on a running line, about 15 minutes; ARGS='--swaps 100'
+	@$(BIN)/python -m tests.faults.measure_swap $(ARGS)
+
 bench-books: test-env ## figures of ledger, prices, sync and import, as ratios; ARGS='--json --folder /var/tmp'
 	@$(BIN)/python -m tests.measure_books $(ARGS)
 
+bench-teach: .venv/.dev ## AUROC, dirty pictures and time of teaching on recorded parts; half an hour; ARGS='--seeds 0'
+	@$(BIN)/python -m tests.models.measure_teach $(ARGS)
+
+backbone: .venv/.train .venv/.dev ## pretrain a backbone on formula pictures and set it beside the bank; torch; 10 minutes of one core
+	@mkdir -p build
+	@$(BIN)/python -m qcmodels.pretrain build/backbone.npz
+	@$(BIN)/python -m tests.models.measure_backbone build/backbone.npz $(ARGS)
+
+panel-docs: .venv/.dev ## write docs/alarms.md and docs/panel/roles.md from the code
+	@$(BIN)/python -m tests.node.panel_docs
+
+panel-shots: test-env ## screenshots of every page into docs/panel, in both themes and languages
+	@$(BIN)/python -m tests.node.panel_shots docs/panel
+
 lock: ## solve requirements/*.lock anew, needs uv; newest versions by ARGS=--upgrade
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or UV=path/to/uv" >&2; exit 1; }
-	$(COMPILE) --output-file requirements/node.lock
-	$(COMPILE) --extra postgres --constraint requirements/node.lock --output-file requirements/billing.lock
+	$(COMPILE) --extra cpu --output-file requirements/node.lock
+	$(COMPILE) --extra cpu --extra postgres --constraint requirements/node.lock --output-file requirements/billing.lock
 	$(COMPILE) --extra dev --constraint requirements/billing.lock --output-file requirements/dev.lock
+	$(COMPILE) --extra cpu --extra train --constraint requirements/node.lock --output-file requirements/train.lock
 
 dist: env ## build the wheel into dist/
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
@@ -95,6 +123,11 @@ services:
 	@$(INSTALL) -r requirements/node.lock || { \
 		echo "requirements/node.lock could not be installed: see above for the package; is the registry reachable?" >&2; exit 1; }
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.train: requirements/train.lock .venv/.node
+	@$(INSTALL) -r requirements/train.lock || { \
+		echo "requirements/train.lock could not be installed: see above for the package; is the registry reachable?" >&2; exit 1; }
 	@touch $@
 
 .venv/.dev: requirements/dev.lock .venv/.node

@@ -30,7 +30,7 @@ def doubtful_model(rendered_data: Path, tmp_path_factory: pytest.TempPathFactory
         rendered_data,
         out,
         # Asking about half of the parts is what puts desk and books under load.
-        config=TeachConfig(pass_share=0.5),
+        config=TeachConfig(pass_share=0.5, family="gaussian"),
         now=datetime(2026, 11, 22, tzinfo=UTC),
         progress=lambda *_: None,
     )

@@ -52,11 +52,13 @@ from qcnode.lines.world import UNKNOWN, read_fates
 from qcnode.listen import listen
 from qcnode.main import WORLD, QuietServer, build_node
 from qcnode.manifest import load_manifest
+from qcnode.panel.access import Role
 from qcnode.settings import (
     AgentSettings,
     BudgetSettings,
     CameraSettings,
     CostCentreSettings,
+    DriftSettings,
     LineSettings,
     MeteringSettings,
     ModelSettings,
@@ -141,7 +143,9 @@ async def _run(options: DemoOptions, data: Path, show: Show) -> dict[str, Any]:
         page, channel = await _serve_billing(options, store, token, undo)
         node = build_node(settings, channel=channel)
         undo.push_async_callback(node.close)
-        show.say(f"panel    {node.url}")
+        # For this demo alone, and for as long as it runs: nobody has to make an account.
+        key = node.accounts.door("demo visitor", Role.ADMIN)
+        show.say(f"panel    {node.url}enter?key={key} (signs you in as its administrator)")
         show.say(f"billing  {page} (user: any, password: in {options.home / 'billing.token'})")
 
         node_stop = asyncio.Event()
@@ -203,7 +207,8 @@ def _prepare(options: DemoOptions, show: Show) -> Path:
         teach(
             data,
             options.home / "model",
-            config=TeachConfig(),
+            # Nobody wants to watch other families lose.
+            config=TeachConfig(family="gaussian"),
             now=datetime.now(UTC),
             progress=show.teaching,
         )
@@ -239,6 +244,8 @@ def _settings(options: DemoOptions, data: Path, base_url: str, key: str, token: 
         panel=PanelSettings(port=options.panel_port),
         line=LineSettings(parts=parts, seed=SEED),
         camera=camera,
+        # A folder of test parts is mostly defects, and no line.
+        drift=DriftSettings() if options.data is None else DriftSettings(defects_most=0.95),
         model=ModelSettings(dir=options.home / "model"),
         agent=AgentSettings(
             enabled=True,
@@ -258,7 +265,7 @@ def _settings(options: DemoOptions, data: Path, base_url: str, key: str, token: 
         ),
         budget=(BudgetSettings(name="day", currency="USD", limit_micro=BUDGET_MICRO),),
         metering=MeteringSettings(channel="mqtt" if options.broker else "none"),
-        mqtt=MqttSettings(host=host, port=port),
+        mqtt=MqttSettings(host=host, port=port, events=options.broker is not None),
         secrets=Secrets(provider_api_key=SecretStr(key), billing_token=SecretStr(token)),
     )
 

@@ -47,6 +47,7 @@ from qcnode.errors import (
 from qcnode.evidence import find_box
 from qcnode.money import Outcome
 from qcnode.policy import (
+    Bucket,
     Leaning,
     alone,
     authorize,
@@ -54,6 +55,7 @@ from qcnode.policy import (
     disposition_of,
     lean,
     rank_among,
+    refilled,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ class DeskRules:
     waiting_max: int
     ruling_timeout: timedelta
     on_timeout: Disposition
+    per_minute_max: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,6 +110,8 @@ class WaitingEscalation:
     settling: bool = False
     offers: int = 0
     refusals: int = 0
+    held_until: datetime | None = None
+    """Until then agent and timeout leave this part alone: a person has decided it."""
 
 
 class Desk:
@@ -123,6 +128,7 @@ class Desk:
         rules: DeskRules,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
+        audited: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._line = line
@@ -132,11 +138,14 @@ class Desk:
         self._rules = rules
         self._now = now
         self._new_id = new_id
+        self._audited = audited
+        """Called, in a thread, when an audit's ruling is on record."""
         self._open: dict[str, WaitingEscalation] = {}
         self._for_agent: asyncio.Queue[str] = asyncio.Queue(maxsize=rules.waiting_max)
         self._news = asyncio.Event()
         self._draining = False
         self._allowance = Allowance(fits=0, share=0.0)
+        self._bucket = Bucket(float(_burst(rules)), now().timestamp())
         self._undecided: deque[float] = deque(maxlen=RECENT_MAX)
         """Scores of the last parts that came undecided."""
         self._ruled: deque[tuple[float, bool]] = deque(maxlen=RECENT_MAX)
@@ -215,6 +224,12 @@ class Desk:
             raise RulingError(f"{escalation_id}: somebody else ruled on this part first")
         return ruling
 
+    def hold(self, escalation_id: str, until: datetime) -> None:
+        """Keep agent and timeout off a part until then: a person has decided it."""
+        waiting = self._open.get(escalation_id)
+        if waiting is not None:
+            waiting.held_until = until
+
     async def learn(self, escalation_id: str, truth: Finding, *, source: str) -> Outcome:
         """Put on record what a part that was ruled on proved to be, as `source` says.
 
@@ -252,7 +267,9 @@ class Desk:
         while records := await asyncio.to_thread(self._journal.read, after, READ_MAX):
             for _, record in records:
                 if isinstance(record, Inspection) and record.action is Action.DIVERT:
-                    await self._escalate(record, record.reason or BETWEEN_LIMITS, record.score)
+                    await self._escalate(
+                        record, record.reason or BETWEEN_LIMITS, record.score, audit=record.audit
+                    )
                 elif isinstance(record, Fault):
                     # The gate took its default, so this part lies there too.
                     await self._escalate(record, record.reason, None)
@@ -260,7 +277,12 @@ class Desk:
             await asyncio.wrap_future(self._journal.advance("desk", after))
 
     async def _escalate(
-        self, outcome: Inspection | Fault, reason: str, score: float | None
+        self,
+        outcome: Inspection | Fault,
+        reason: str,
+        score: float | None,
+        *,
+        audit: bool = False,
     ) -> None:
         opened_at = self._now()
         escalation = Escalation(
@@ -273,11 +295,13 @@ class Desk:
             opened_at=opened_at,
             expires_at=opened_at + self._rules.ruling_timeout,
             box=await asyncio.to_thread(self._box_of, outcome.id),
+            audit=audit,
         )
         if await asyncio.wrap_future(self._journal.submit(escalation)):
             waiting = WaitingEscalation(escalation=escalation)
             self._open[escalation.id] = waiting
-            if score is not None:
+            # A person answers audits, so they take nothing from what questions may cost.
+            if score is not None and not audit:
                 self._purse.arrived(opened_at)
                 self._undecided.append(score)
                 self._learnt = None
@@ -297,6 +321,8 @@ class Desk:
         self._look_at_budgets()
         now = self._now()
         for waiting in self.waiting():
+            if self._held(waiting):
+                continue
             if waiting.escalation.expires_at <= now:
                 await self._expire(waiting)
             else:
@@ -310,6 +336,7 @@ class Desk:
     def _offer(self, waiting: WaitingEscalation) -> None:
         """Put a part in line for the agent if it may be asked, else leave it to people."""
         if not waiting.with_agent and self._may_ask(waiting):
+            self._bucket = replace(self._bucket, tokens=self._bucket.tokens - 1)
             waiting.with_agent = True
             waiting.offers += 1
             self._for_agent.put_nowait(waiting.escalation.id)
@@ -319,19 +346,34 @@ class Desk:
             return False
         if waiting.proposal is not None or waiting.offers >= OFFERS_MAX:
             return False
+        if not self._within_rate():
+            return False
         allowance, in_line = self._allowance, self._for_agent.qsize()
         # What is in line holds nothing yet.
         fits = self._rules.waiting_max if allowance.fits is None else allowance.fits
         score = waiting.escalation.score
         decider = choose_decider(
-            # Without a score there is no evidence either.
-            Verdict.UNDEFINED if score is None else Verdict.NOT_DECIDABLE,
+            # Without a score there is no evidence either; an audit asks people alone.
+            Verdict.UNDEFINED
+            if score is None or waiting.escalation.audit
+            else Verdict.NOT_DECIDABLE,
             allowance,
             cloud_reachable=self._reviewer.reachable(),
             room=in_line < min(self._rules.waiting_max, fits),
             rank=self._rank(score),
         )
         return decider is Decider.AGENT
+
+    def _within_rate(self) -> bool:
+        """Say whether one more question keeps to the rate, whatever the limits ask."""
+        per_minute = self._rules.per_minute_max
+        if per_minute is None:
+            return True
+        now_s = self._now().timestamp()
+        self._bucket = refilled(
+            self._bucket, now_s, per_minute=per_minute, most=_burst(self._rules)
+        )
+        return self._bucket.tokens >= 1.0
 
     def _rank(self, score: float | None) -> float:
         """Return what share of the last undecided parts would be more worth asking about."""
@@ -420,7 +462,7 @@ class Desk:
 
     async def _record(self, waiting: WaitingEscalation, ruling: Ruling) -> bool:
         """Make a ruling durable and say whether it was the one that counts."""
-        if waiting.settling:
+        if waiting.settling or (ruling.by is Decider.AGENT and self._held(waiting)):
             ruling = replace(ruling, binding=False)  # Too late; kept as an opinion.
         waiting.settling = waiting.settling or ruling.binding
         try:
@@ -430,9 +472,15 @@ class Desk:
             raise
         if ruling.binding:
             self._open.pop(ruling.escalation_id, None)
+            if recorded and waiting.escalation.audit:
+                with suppress(JournalUnavailableError):  # The next one counts this one, too.
+                    await asyncio.to_thread(self._audited)
         else:
             waiting.proposal = ruling
         return recorded
+
+    def _held(self, waiting: WaitingEscalation) -> bool:
+        return waiting.held_until is not None and self._now() < waiting.held_until
 
     async def _tell_line(self) -> None:
         """Tell the line each binding ruling once it is on record."""
@@ -517,6 +565,11 @@ class Desk:
     def _open_to_agent(self) -> bool:
         self._look_at_budgets()
         return any(waiting.with_agent or self._may_ask(waiting) for waiting in self._open.values())
+
+
+def _burst(rules: DeskRules) -> int:
+    """Return how many questions may be asked at once: a minute's worth."""
+    return max(1, int(rules.per_minute_max or 1))
 
 
 def _came_late(ruling: Ruling, rulings: list[Ruling]) -> bool:

@@ -12,6 +12,7 @@ import shutil
 import socket
 import sqlite3
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from qcnode.books.ledger_file import LedgerReader
 from qcnode.errors import QcError
 from qcnode.listen import listen
 from qcnode.main import (
+    MODELS,
     SCRIPTED,
     allows_nothing,
     check_provider,
@@ -33,20 +35,29 @@ from qcnode.main import (
     worst_request,
 )
 from qcnode.money import TokenUsage
+from qcnode.runtime.cage import try_release
 from qcnode.runtime.onnx import OnnxModel
+from qcnode.runtime.tuning import keep, tune
 from qcnode.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from qcnode.runtime.tuning import Tuning
     from qcnode.settings import Settings
 
 FREE_BYTES_MIN = 1_000_000_000
 CONNECT_TIMEOUT_S = 3.0
 SQLITE_FIXED = (3, 51, 3)
 SQLITE_BACKPORTS = frozenset({(3, 44, 6), (3, 50, 7)})
-ORT_VARIANTS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+ORT_VARIANTS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-gpu": "CUDAExecutionProvider",
+    "onnxruntime-openvino": "OpenVINOExecutionProvider",
+    "onnxruntime-directml": "DmlExecutionProvider",
+}
+"""The variants exclude each other, and each brings the provider it is installed for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +85,15 @@ def examine(config: Path) -> list[Finding]:
     return findings
 
 
+def tune_engines(config: Path) -> tuple[Tuning, Path]:
+    """Measure the configured model on every engine here, and keep the choice for the node."""
+    settings = load_settings(config)
+    folder, threads = settings.model.dir, settings.model.threads
+    try_release(folder, threads=threads)
+    tuning = tune(folder, threads=threads, clock_ns=time.perf_counter_ns)
+    return tuning, keep(settings.node.home / MODELS, tuning)
+
+
 def _of_node(settings: Settings) -> Iterator[Finding]:
     yield _home(settings)
     yield from _ledger(settings)
@@ -85,7 +105,7 @@ def _of_node(settings: Settings) -> Iterator[Finding]:
         yield _provider(settings)
     if settings.metering.channel == "http":
         yield _billing(settings)
-    if settings.metering.channel == "mqtt":
+    if settings.metering.channel == "mqtt" or settings.mqtt.events or settings.sparkplug.enabled:
         yield _broker(settings)
 
 
@@ -105,9 +125,16 @@ def _runtime() -> Finding:
             words=f"several variants overwrite each other: {', '.join(installed)}",
             fix="uninstall all of them, then install the one you need",
         )
-    providers = ", ".join(
-        name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
-    )
+    offered = onnxruntime.get_available_providers()
+    promised = [ORT_VARIANTS[words.split(" ")[0]] for words in installed]
+    if missing := [name for name in promised if name not in offered]:
+        return Finding(
+            check="onnxruntime",
+            ok=False,
+            words=f"{installed[0]} without {missing[0]}: another variant overwrote its files",
+            fix="uninstall every variant, then install the one you need",
+        )
+    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in offered)
     return Finding(check="onnxruntime", ok=True, words=f"{', '.join(installed)} ({providers})")
 
 
@@ -167,6 +194,8 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
 def _model(settings: Settings) -> Finding:
     folder = settings.model.dir
     try:
+        # In a process of its own first: what cannot be loaded may not take this one along.
+        try_release(folder, threads=settings.model.threads)
         model = OnnxModel(folder, threads=settings.model.threads)
     except QcError as error:
         return Finding(

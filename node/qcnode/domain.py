@@ -126,12 +126,14 @@ class Prediction:
     """A score from one model version: the higher, the less like a good part.
 
     `heat` is the anomaly map over the whole picture (float32, rows x columns, in
-    the score's own units); its peak is the evidence.
+    the score's own units); its peak is the evidence. `limits` are those of this model,
+    where several take turns; None where whoever judges knows them.
     """
 
     score: float
     model: str
     heat: NDArray[np.float32] | None = None
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.score):
@@ -184,8 +186,9 @@ class Allowance:
 class Inspection:
     """One part judged once; judging again makes another.
 
-    `latency_us` runs from the trigger to the action handed to the line. `reason`
-    says why there is no evidence when the verdict is UNDEFINED.
+    `latency_us` runs from the trigger to the action handed to the line. `reason` says why
+    there is no evidence when the verdict is UNDEFINED, or why a part is asked about that
+    the earned limits decide. `audit`: they would pass it, and a person looks at it.
     """
 
     id: str
@@ -200,6 +203,7 @@ class Inspection:
     picture: str | None = None
     picture_sha256: str | None = None
     reason: str | None = None
+    audit: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +255,8 @@ class Escalation:
     expires_at: datetime
     box: Box | None = None
     """Where the evidence is, in the picture's own pixels."""
+    audit: bool = False
+    """Whether this is a passed part that a person checks; the agent is not asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +296,23 @@ class Ruling:
     at: datetime
 
 
-JournalRecord: TypeAlias = Inspection | Fault | Passage | Escalation | Ruling
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateChange:
+    """The certificate of a model was revoked, or put in force again by a person.
+
+    `picture_at_fault` says whether light, focus, place or camera is what had changed.
+    """
+
+    id: str
+    model: str
+    valid: bool
+    reason: str
+    who: str
+    at: datetime
+    picture_at_fault: bool = False
+
+
+JournalRecord: TypeAlias = Inspection | Fault | Passage | Escalation | Ruling | CertificateChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,3 +87,15 @@ class BillingError(QcError):
 
 class RulingError(QcError):
     """This ruling cannot be taken: the part is unknown or already settled."""
+
+
+class AccessError(QcError):
+    """Whoever asks may not do this; the message says which role may."""
+
+
+class SignInError(QcError):
+    """This name and secret do not open the panel, or not just now."""
+
+
+class PanelUnavailableError(QcError):
+    """The panel's own file cannot be read or written just now."""

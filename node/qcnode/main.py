@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -31,6 +32,7 @@ from qcbridge.prices import PriceBook, open_book
 from qcbridge.providers.openai_chat import OpenAIChatProvider
 from qcbridge.transport import MeteringTransport
 from qcnode.ahead import Ahead
+from qcnode.audit import AuditDraw
 from qcnode.books import batch
 from qcnode.books.archive import ArchivedLedger, archived_ledgers
 from qcnode.books.ballast import BALLAST_BYTES
@@ -46,7 +48,9 @@ from qcnode.books.seals import PublicKey, SigningKey
 from qcnode.cameras.folder import FolderCamera, FolderPictures
 from qcnode.cameras.opencv import OpenCvCamera
 from qcnode.cameras.virtual import RenderedCamera, RenderedParts
+from qcnode.certificate import AuditRules, LiveCertificate
 from qcnode.desk import Desk, DeskRules
+from qcnode.drift import DriftWatch
 from qcnode.errors import (
     BudgetExceededError,
     LedgerCorruptError,
@@ -60,18 +64,22 @@ from qcnode.health import HealthBoard
 from qcnode.ids import IdMaker
 from qcnode.lines.fallback import FallbackChannel
 from qcnode.lines.http import HttpChannel
-from qcnode.lines.mqtt import Broker, MqttChannel
-from qcnode.lines.topics import NodeTopics
 from qcnode.lines.virtual import Belt, UnknownParts, VirtualLine
 from qcnode.lines.world import last_trigger_in
 from qcnode.listen import listen
 from qcnode.logs import configure_logs
+from qcnode.panel.accounts import Accounts
 from qcnode.panel.app import create_panel, serve_config
+from qcnode.panel.file import PanelFile
 from qcnode.panel.guard import TOKEN_LENGTH_MIN
 from qcnode.panel.sources import About
-from qcnode.runtime.onnx import OnnxModel
+from qcnode.runtime.changes import ModelChanges
+from qcnode.runtime.releases import Releases
+from qcnode.runtime.slot import Slot, Step
+from qcnode.runtime.tuning import open_tuned
 from qcnode.sdnotify import Supervisor, feed_watchdog
 from qcnode.station import Station
+from qcnode.telling import Telling
 
 if TYPE_CHECKING:
     import socket
@@ -81,10 +89,12 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from qcnode.books.budgets import Budget
+    from qcnode.lines.mqtt import MqttChannel
     from qcnode.lines.virtual import PartSource
     from qcnode.manifest import ModelManifest
     from qcnode.money import CostCentre, WorstCase
     from qcnode.ports import Camera, Channel, Ledger
+    from qcnode.runtime.onnx import OnnxModel
     from qcnode.settings import Settings
 
 log = structlog.get_logger()
@@ -96,6 +106,9 @@ NOTICE_S = 0.2
 PROOF_REST_S = 0.01
 """Between pages of 100 entries, which keep the line's thread waiting for some 3 ms."""
 STUCK_S = 5.0
+STEPS_MAX = 1_000
+MODEL_PATIENCE_S = 2.0
+"""Longer than any gate waits, and less than STUCK_S: the part is given up, not the node."""
 STATION_STOP_S = 1.5
 AGENT_STOP_S = 2.0
 OUTBOX_STOP_S = 0.5
@@ -103,6 +116,8 @@ JOURNAL_STOP_S = 1.0
 IDLE_ASKS_S = 300.0
 BORROWER_ASKS_S = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MODELS = "models"
+"""The folder of the home with the node's own copies of its models."""
 WORLD = "world.log"
 """The virtual line's own record, which the node never reads."""
 SCRIPTED = "scripted"
@@ -129,12 +144,16 @@ class Node:
     line: VirtualLine
     camera: Camera
     station: Station
+    changes: ModelChanges
     desk: Desk
     agent: Agent | None
     channel: Channel | None
     outbox: Outbox | None
     archives: tuple[Archive, ...]
+    telling: Telling
     panel: uvicorn.Config
+    panel_file: PanelFile
+    accounts: Accounts
     socket: socket.socket
     started: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -158,6 +177,7 @@ class Node:
                 gc.collect()
                 gc.freeze()
                 self.station.start()
+                self.changes.start()
                 services = [
                     tasks.create_task(self.desk.run()),
                     tasks.create_task(feed_watchdog(supervisor, alive=self._alive)),
@@ -167,8 +187,10 @@ class Node:
                 if self.outbox is not None:
                     services.append(tasks.create_task(self.outbox.run()))
                 services += [tasks.create_task(archive.outbox.run()) for archive in self.archives]
+                services += [tasks.create_task(tells) for tells in self.telling.runs()]
                 tasks.create_task(server.serve(sockets=[self.socket]))
                 log.info("node running", panel=self.url, model=self.manifest.version)
+                self._tell_first_token()
                 supervisor.ready(f"judging parts, panel at {self.url}")
                 self.started.set()
                 await stop.wait()
@@ -179,6 +201,7 @@ class Node:
                 for service in services:
                     service.cancel()
         finally:
+            self.changes.stop()
             self.line.stop()
             await asyncio.to_thread(self.station.join, STATION_STOP_S)
 
@@ -190,11 +213,21 @@ class Node:
             await self.agent.close()
         if self.channel is not None:
             await self.channel.close()
+        await self.telling.close()
         await asyncio.to_thread(self.journal.close, JOURNAL_STOP_S)
         await asyncio.to_thread(self.ledger.close)
         for archive in self.archives:
             await asyncio.to_thread(archive.ledger.close)
+        await asyncio.to_thread(self.panel_file.close)
         self.socket.close()
+
+    def _tell_first_token(self) -> None:
+        """Say how the first administrator is made; a token that was given is no news."""
+        token = self.accounts.first_token
+        if token is not None and self.accounts.metrics_open:
+            log.warning(
+                "the panel has no administrator: make one", page=f"{self.url}login", token=token
+            )
 
     def _alive(self) -> bool:
         # A camera or model that never returns cannot be stopped from within.
@@ -271,7 +304,8 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             settings.panel.host, settings.panel.port, fix="set another panel.port"
         )
         undo.callback(panel_socket.close)
-        model = OnnxModel(settings.model.dir, threads=settings.model.threads)
+        releases = open_releases(settings)
+        kept, model = releases.first(settings.model.dir)
         journal = Journal(
             home / "journal.db",
             pictures=PictureStore(
@@ -305,7 +339,19 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             now=now,
             price_age=_price_age(settings),
         )
-        channel = channel or _build_channel(settings, health=health, new_id=new_id)
+        telling = Telling(
+            settings,
+            journal=journal,
+            ledger=ledger,
+            health=health,
+            sw_version=version("qcnode"),
+            model=model.version,
+            read_receipt=batch.decode_receipt,
+            now=now,
+            new_id=new_id,
+            jitter=_jitter,
+        )
+        channel = channel or _build_channel(settings, telling.connection, health=health)
         camera, parts = CAMERAS[settings.camera.kind](settings, new_id)
         undo.callback(camera.close)
         line = VirtualLine(
@@ -324,9 +370,19 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         )
         undo.callback(line.stop)
         ahead = Ahead(line, camera)
+        certificate = _certificate(settings, model, journal, health=health, new_id=new_id)
+        steps: deque[Step] = deque(maxlen=STEPS_MAX)
+        slot = Slot(
+            model,
+            rule=settings.change.rule(),
+            coin=_jitter,
+            clock_ns=time.monotonic_ns,
+            cpu_ns=time.thread_time_ns,
+            tell=steps.append,
+        )
         station = Station(
             camera=ahead,
-            model=model,
+            model=slot,
             line=ahead,
             journal=journal,
             limits=model.limits,
@@ -335,6 +391,22 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             now=now,
             new_id=new_id,
             clock_ns=time.monotonic_ns,
+            certificate=certificate,
+        )
+
+        def took_over(model: OnnxModel) -> None:
+            station.certify(_certificate(settings, model, journal, health=health, new_id=new_id))
+
+        changes = ModelChanges(
+            home / MODELS,
+            releases=releases,
+            slot=slot,
+            current=(kept, model),
+            health=health,
+            now=now,
+            steps=steps,
+            took_over=took_over,
+            patience_s=MODEL_PATIENCE_S,
         )
         desk = Desk(
             journal=journal,
@@ -350,10 +422,13 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
                 waiting_max=settings.agent.waiting_max,
                 ruling_timeout=timedelta(seconds=settings.agent.ruling_timeout_s),
                 on_timeout=settings.agent.on_timeout,
+                per_minute_max=settings.agent.per_minute_max,
             ),
             now=now,
             new_id=new_id,
+            audited=station.recount_audit,
         )
+        telling.attach(station=station, desk=desk)
         outbox = None
         archives: tuple[Archive, ...] = ()
         if channel is not None:
@@ -377,6 +452,14 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             )
             for archive in archives:
                 undo.callback(archive.ledger.close)
+        panel_file = PanelFile(home / "panel.db")
+        undo.callback(panel_file.close)
+        accounts = Accounts(
+            panel_file,
+            now=now,
+            new_secret=lambda: secrets.token_urlsafe(24),
+            given=panel_token(settings),
+        )
         panel = create_panel(
             station_live=station.live,
             journal=journal,
@@ -385,9 +468,13 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             outlooks=purse.outlooks,
             health=health,
             about=_about(settings, model),
+            file=panel_file,
+            accounts=accounts,
             hosts=settings.panel.public_hosts,
-            token=panel_token(settings),
             now=now,
+            new_id=new_id,
+            reference=_reference(settings, model.manifest),
+            recertify=station.recertify,
         )
         node = Node(
             settings=settings,
@@ -398,12 +485,16 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             line=line,
             camera=camera,
             station=station,
+            changes=changes,
             desk=desk,
             agent=agent,
             channel=channel,
             outbox=outbox,
             archives=archives,
+            telling=telling,
             panel=serve_config(panel, settings.panel.host, settings.panel.port),
+            panel_file=panel_file,
+            accounts=accounts,
             socket=panel_socket,
         )
         undo.pop_all()
@@ -448,32 +539,50 @@ def _source(settings: Settings, wanted: str) -> str:
     return settings.camera.source
 
 
+def _certificate(
+    settings: Settings,
+    model: OnnxModel,
+    journal: Journal,
+    *,
+    health: HealthBoard,
+    new_id: Callable[[], str],
+) -> LiveCertificate:
+    drift, audit, manifest = settings.drift, settings.audit, model.manifest
+
+    def new_watch() -> DriftWatch:
+        return DriftWatch(
+            manifest.good_scores,
+            manifest.pictures,
+            defects_most=drift.defects_most,
+            false_alarm=drift.false_alarm,
+            coin=_jitter,
+        )
+
+    return LiveCertificate(
+        model=model.version,
+        earned=model.limits,
+        good=manifest.good_scores,
+        new_watch=new_watch if drift.enabled else None,
+        rules=AuditRules(draw=AuditDraw(secrets.token_bytes(32), audit.share), target=audit.target)
+        if audit.enabled
+        else None,
+        count_audit=lambda: journal.audit(model.version),
+        last=journal.certificate(model.version),
+        health=health,
+        now=_now,
+        new_id=new_id,
+    )
+
+
 def _build_channel(
-    settings: Settings, *, health: HealthBoard, new_id: Callable[[], str]
+    settings: Settings, over_mqtt: MqttChannel | None, *, health: HealthBoard
 ) -> Channel | None:
-    metering, known = settings.metering, settings.secrets
+    metering = settings.metering
     if metering.channel == "none":
         return None
     if metering.channel == "http":
         return _http_channel(settings, metering.url, key="metering.url")
-    node, mqtt = settings.node, settings.mqtt
-    over_mqtt = MqttChannel(
-        Broker(
-            host=mqtt.host,
-            port=mqtt.port,
-            username=mqtt.username,
-            password=_reveal(known.mqtt_password),
-            ca_file=mqtt.ca_file,
-            cert_file=mqtt.cert_file,
-            key_file=mqtt.key_file,
-        ),
-        NodeTopics(
-            prefix=mqtt.prefix, site=node.site, area=node.area, line=node.line, node=node.name
-        ),
-        read_receipt=batch.decode_receipt,
-        new_id=new_id,
-        timeout_s=metering.receipt_timeout_s,
-    )
+    assert over_mqtt is not None  # noqa: S101  # `Telling` has built it, by the same setting
     if metering.fallback_url is None:
         return over_mqtt
     return FallbackChannel(
@@ -535,6 +644,29 @@ def _node_key(settings: Settings) -> SigningKey:
     if given is None:
         return SigningKey.open(settings.node.home / "node.key", name=name)
     return SigningKey.read(given.encode(), name=name, source="QCNODE_NODE_KEY (or its _FILE)")
+
+
+def open_releases(settings: Settings) -> Releases:
+    """Open the node's models; each is run on the engine that was measured for it."""
+    return Releases(
+        settings.node.home / MODELS,
+        trusted=[_trusted_key(text) for text in settings.model.trusted_keys],
+        load=lambda folder: open_tuned(
+            folder,
+            settings.node.home / MODELS,
+            threads=settings.model.threads,
+            warn=lambda words: log.warning("a slower engine is used", why=words),
+        ),
+        now=_now,
+        threads=settings.model.threads,
+    )
+
+
+def _trusted_key(text: str) -> PublicKey:
+    try:
+        return PublicKey.parse(text)
+    except SealError as error:
+        raise SettingsError(f"model.trusted_keys: {error}") from error
 
 
 def _ask_every_s(settings: Settings) -> float:
@@ -619,7 +751,21 @@ def _about(settings: Settings, model: OnnxModel) -> About:
         scripted=asking and provider.name == SCRIPTED,
         started_at=_now(),
         on_timeout=settings.agent.on_timeout.value,
+        defect_classes=settings.agent.defect_classes,
     )
+
+
+def _reference(settings: Settings, manifest: ModelManifest) -> bytes | None:
+    """Return the picture of the best good part in the release, if it holds one."""
+    good = [frame for frame in manifest.golden if frame.label == "good"]
+    if not good:
+        return None
+    best = min(good, key=lambda frame: frame.score)
+    # The release was verified when it was loaded; a picture that went since is none.
+    try:
+        return (settings.model.dir / best.path).read_bytes()
+    except OSError:
+        return None
 
 
 def _promises(manifest: ModelManifest) -> Iterator[str]:
@@ -628,7 +774,8 @@ def _promises(manifest: ModelManifest) -> Iterator[str]:
         if promise.guarantee is None:
             yield promise.reason
         else:
-            yield f"{promise.guarantee} (n = {promise.n})"
+            likely = "" if promise.alpha_95 is None else f", 95 %: {promise.alpha_95:.3f}"
+            yield f"{promise.guarantee} (n = {promise.n}{likely})"
 
 
 def _price_age(settings: Settings) -> PriceAge | None:

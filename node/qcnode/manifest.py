@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import stat
+import struct
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  # pydantic reads it while the program runs
 from pathlib import PurePosixPath
@@ -22,10 +23,18 @@ from qcnode.domain import Limits
 from qcnode.errors import ManifestError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 FILE_NAME: Final = "manifest.json"
+SEAL_NAME: Final = "manifest.seal"
+"""Who vouches for the manifest, one `NAME SIGNATURE` a line; by its digests, for all of it."""
+_SEAL_BYTES_MAX: Final = 16 * 1024
 _BYTES_MAX: Final = 16 * 1024 * 1024
+UNLABELLED: Final = "unlabelled"
+"""The label of a golden frame of which nobody said what it shows."""
+RELEASE_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Of all files together: a release is read whole before any of it is used."""
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -59,12 +68,17 @@ class ModelOutputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitPromise:
-    """One limit and what is promised of it; no `alpha`, no guarantee."""
+    """One limit and what is promised of it; no `alpha`, no guarantee.
+
+    `alpha` holds on average over calibration sets, `alpha_95` for this one with 95 %
+    confidence; None where no such bound is known.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     value: float | None
     alpha: float | None
+    alpha_95: float | None
     n: int
     needed: int
     guarantee: str | None
@@ -76,7 +90,9 @@ class RiskRow:
     """What asking about more parts buys, on the calibration parts.
 
     Shares are of all parts at the manifest's prevalence; `risk` is the share of wrong
-    verdicts among all parts, with every asked part answered rightly.
+    verdicts among all parts, with every asked part answered rightly. `tokens_per_1000` is
+    for a thousand parts, `asked_per_error` how many more questions than in the row before
+    avoid one error more: None where they avoid none, or there is no row before.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -85,11 +101,48 @@ class RiskRow:
     reject_from: float
     escalation_rate: float
     risk: float
+    tokens_per_1000: int
+    asked_per_error: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureNorm:
+    """How good parts look to `qcnode.sight`: one value a picture, and their common outline.
+
+    `outline` is the mean of the pictures as that module shrinks them, in base64.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    brightness: tuple[float, ...]
+    focus: tuple[float, ...]
+    shift: tuple[float, ...]
+    outline: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyTrial:
+    """One way to teach that was tried, and how well it told parts apart in the trial.
+
+    `by` says which parts: labelled defects held out, or good parts with made-up defects. The
+    latter ranks the candidates on one product and estimates nothing.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    family: str
+    features: str
+    auroc: float
+    by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaughtFrom:
-    """The pictures behind the model, by count and digest."""
+    """The pictures behind the model, by count and digest.
+
+    `suspects` are pictures of the good ones that look like defects, `left_out` those of all
+    good ones that neither taught nor calibrated; each by its path in the data set.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -99,6 +152,8 @@ class TaughtFrom:
     calibrated: int
     defects: int
     seed: int
+    suspects: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,15 +180,37 @@ class GoldenFrame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedFrom:
+    """A foreign model: its file, who exported it, and under which licence it may be used.
+
+    `preparation` is what happens to a picture before it reaches the foreign graph, `meaning`
+    what its answer says, both as they were proven on the golden pictures.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    file: str
+    sha256: str
+    exporter: str
+    licence: str
+    preparation: str
+    meaning: str
+    largest_difference: float
+    """Between a golden answer of the training side and ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelManifest:
     """All a node must know of a model before it lets it judge."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: str
     created_at: datetime
     family: str
+    trials: tuple[FamilyTrial, ...] = ()
+    """The families tried in teaching, best first; none where the model came from elsewhere."""
     model: str
     input: PictureInput
     outputs: ModelOutputs
@@ -141,18 +218,31 @@ class ModelManifest:
     accept_below: LimitPromise
     reject_from: LimitPromise
     prevalence: float
+    tokens_per_escalation: int
+    """What one question is taken to cost in the risk table."""
     risk_coverage: tuple[RiskRow, ...]
     taught_from: TaughtFrom
     good_scores: tuple[float, ...]
     """Scores of the calibration parts: what p-values are counted against."""
+    defect_scores: tuple[float, ...]
+    calibration_sha256: str
+    """Of both, by `digest_scores`: the set from which the limits were earned."""
+    pictures: PictureNorm | None
+    """How good parts look, against which the node watches light, focus and position."""
     golden: tuple[GoldenFrame, ...]
     golden_tolerance: float
     """How far a golden score may move, as a share of it."""
     files: tuple[ReleasedFile, ...]
+    release: int = 0
+    """Rises with each release of this name; a node takes no older one back by itself."""
+    imported: ImportedFrom | None = None
+    """Where a model comes from that was not taught here."""
 
     def __post_init__(self) -> None:
         if self.created_at.utcoffset() is None:
             raise ValueError("created_at must carry its offset from UTC")
+        if self.calibration_sha256 != digest_scores(self.good_scores, self.defect_scores):
+            raise ValueError("calibration_sha256 is not that of good_scores and defect_scores")
         paths = [file.path for file in self.files]
         if len(set(paths)) != len(paths):
             raise ValueError("a file is listed twice")
@@ -176,10 +266,54 @@ class ModelManifest:
         return Limits(accept_below=self.accept_below.value, reject_from=self.reject_from.value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Release:
+    """A release as it was read, once and whole."""
+
+    manifest: ModelManifest
+    text: bytes
+    """The bytes of the manifest, for which somebody may have signed."""
+    seals: tuple[tuple[str, str], ...]
+    """Names and signatures; nobody has checked them yet."""
+    contents: dict[str, bytes]
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the manifest, and so of every file."""
+        return digest(self.text)
+
+
+def read_release(folder: Path) -> Release:
+    """Read a release whole, each file proven by its digest; raises `ManifestError`."""
+    text = _read_inside(folder, FILE_NAME, bytes_max=_BYTES_MAX)
+    manifest = _parse(text, folder / FILE_NAME)
+    seals: tuple[tuple[str, str], ...] = ()
+    if (folder / SEAL_NAME).exists() or (folder / SEAL_NAME).is_symlink():
+        seals = _parse_seals(_read_inside(folder, SEAL_NAME, bytes_max=_SEAL_BYTES_MAX), folder)
+    return Release(
+        manifest=manifest, text=text, seals=seals, contents=read_verified(folder, manifest)
+    )
+
+
+def words_to_seal(manifest_text: bytes) -> bytes:
+    """Return what is signed to vouch for a manifest; it says itself what it is."""
+    return f"qcnode model manifest\n{digest(manifest_text)}\n".encode()
+
+
+def _parse_seals(text: bytes, folder: Path) -> tuple[tuple[str, str], ...]:
+    lines = text.decode("ascii", errors="replace").splitlines()
+    pairs = [tuple(line.split(" ")) for line in lines]
+    if any(len(pair) != 2 for pair in pairs):  # noqa: PLR2004  # a name and a signature
+        raise ManifestError(f"{folder / SEAL_NAME}: no list of signatures: sign the release anew")
+    return tuple((name, seal) for name, seal in pairs)
+
+
 def load_manifest(folder: Path) -> ModelManifest:
     """Read the manifest of the release in `folder`; its files are not looked at yet."""
-    path = folder / FILE_NAME
-    text = _read_inside(folder, FILE_NAME, bytes_max=_BYTES_MAX)
+    return _parse(_read_inside(folder, FILE_NAME, bytes_max=_BYTES_MAX), folder / FILE_NAME)
+
+
+def _parse(text: bytes, path: Path) -> ModelManifest:
     try:
         json.loads(text, object_pairs_hook=_refuse_doubles, parse_constant=_refuse_constant)
         return _ADAPTER.validate_json(text)
@@ -203,6 +337,12 @@ def read_verified(folder: Path, manifest: ModelManifest) -> dict[str, bytes]:
 
     What was proven is what is returned, so nothing can change between the two.
     """
+    total = sum(file.bytes for file in manifest.files)
+    if total > RELEASE_BYTES_MAX or any(file.bytes < 0 for file in manifest.files):
+        raise ManifestError(
+            f"{folder}: files of {total} bytes, at most {RELEASE_BYTES_MAX} are read: release a"
+            " smaller model"
+        )
     contents: dict[str, bytes] = {}
     for file in manifest.files:
         data = _read_inside(folder, file.path, bytes_max=file.bytes)
@@ -217,6 +357,12 @@ def read_verified(folder: Path, manifest: ModelManifest) -> dict[str, bytes]:
 def digest(data: bytes) -> str:
     """Return the SHA-256 of `data` in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest_scores(good: Sequence[float], defects: Sequence[float]) -> str:
+    """Return the SHA-256 of a calibration set: how many there are of each, and each in order."""
+    values = (float(len(good)), *sorted(good), float(len(defects)), *sorted(defects))
+    return digest(struct.pack(f">{len(values)}d", *values))
 
 
 def _read_inside(folder: Path, name: str, *, bytes_max: int) -> bytes:

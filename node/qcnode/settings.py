@@ -28,6 +28,7 @@ from qcnode.books.budgets import Budget, Unit, Window, zone_of
 from qcnode.domain import Action, AgentLevel, Disposition
 from qcnode.errors import SettingsError
 from qcnode.money import CostCentre
+from qcnode.runtime.swap import ChangeRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Role = Literal["viewer", "operator", "engineer", "billing"]
 Account = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
@@ -111,6 +113,24 @@ class ModelSettings(_Section):
 
     dir: Path = Field(default=Path("model"), strict=False)
     threads: Count = 1
+    trusted_keys: tuple[str, ...] = Field(default=(), strict=False)
+    """Public keys, one of which must have signed a model; without any, all are taken."""
+
+
+class ChangeSettings(_Section):
+    """How a new model proves itself on the running line before it decides alone.
+
+    Counted in parts that both models judged; `docs/how-to/change-models.md` says more.
+    """
+
+    shadow_parts: Count = 200
+    canary_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    canary_parts: Count = 100
+    watched_parts: Count = 500
+
+    def rule(self) -> ChangeRule:
+        """Return it as the slot knows it."""
+        return ChangeRule(**self.model_dump())
 
 
 class AgentSettings(_Section):
@@ -122,9 +142,36 @@ class AgentSettings(_Section):
     defect_classes: tuple[str, ...] = Field(default=(), strict=False)
     workers: Count = 4
     waiting_max: Count = 50
+    per_minute_max: Positive | None = None
+    """The most parts it is asked about in a minute, whatever the limits ask; others wait for
+    people."""
     attempts_max: Annotated[int, Field(ge=1, le=5)] = 2
     ruling_timeout_s: Positive = 900.0
     on_timeout: Disposition = Field(default=Disposition.REWORK, strict=False)
+
+
+class DriftSettings(_Section):
+    """When parts and pictures count as no longer those of the certificate.
+
+    `false_alarm` is the chance that it is ever revoked for nothing. As many as
+    `defects_most` of the parts may be defective without that being taken for drift.
+    """
+
+    enabled: bool = True
+    false_alarm: Annotated[float, Field(gt=0, le=0.5)] = 0.01
+    defects_most: Annotated[float, Field(ge=0, lt=1)] = 0.3
+
+
+class AuditSettings(_Section):
+    """Which share of the parts that would pass a person checks, drawn at random.
+
+    With a `target` nothing passes unasked until the checks show, with 95 % confidence,
+    that no more than this share of passed parts is defective.
+    """
+
+    enabled: bool = False
+    share: Annotated[float, Field(gt=0, le=1)] = 0.02
+    target: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class ProviderSettings(_Section):
@@ -226,7 +273,11 @@ class MeteringSettings(_Section):
 
 
 class MqttSettings(_Section):
-    """The broker, when the metering channel is `mqtt`."""
+    """The broker: for metering when its channel is `mqtt`, and for what is said of the line.
+
+    `events` says verdicts, rulings, alarms and state; with `commands` the node also listens.
+    `actors` names who may act in which roles; without any, the broker's access rules decide.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 1883
@@ -235,6 +286,33 @@ class MqttSettings(_Section):
     ca_file: Path | None = Field(default=None, strict=False)
     cert_file: Path | None = Field(default=None, strict=False)
     key_file: Path | None = Field(default=None, strict=False)
+    events: bool = False
+    commands: bool = False
+    actors: dict[str, Annotated[tuple[Role, ...], Field(strict=False)]] | None = None
+
+
+class SparkplugSettings(_Section):
+    """The node as a Sparkplug B edge node at the broker of [mqtt], as a user of its own.
+
+    `group` is site:area unless said otherwise, `edge_node` its user name, or the node's name
+    where it has none. With a `primary_host` nothing is said while that one is offline.
+    """
+
+    enabled: bool = False
+    group: Account | None = None
+    edge_node: Account | None = None
+    primary_host: Account | None = None
+    username: str | None = None
+    cert_file: Path | None = Field(default=None, strict=False)
+    key_file: Path | None = Field(default=None, strict=False)
+
+
+class ModbusSettings(_Section):
+    """Results to a PLC by Modbus TCP, which has no users: keep it on the machine's network."""
+
+    enabled: bool = False
+    host: str = "127.0.0.1"
+    port: Port = 502
 
 
 class Secrets(_Section):
@@ -246,6 +324,7 @@ class Secrets(_Section):
     billing_token: SecretStr | None = None
     panel_token: SecretStr | None = None
     mqtt_password: SecretStr | None = None
+    sparkplug_password: SecretStr | None = None
 
 
 class Settings(_Section):
@@ -256,12 +335,17 @@ class Settings(_Section):
     line: LineSettings = LineSettings()
     camera: CameraSettings = CameraSettings()
     model: ModelSettings = ModelSettings()
+    change: ChangeSettings = ChangeSettings()
+    drift: DriftSettings = DriftSettings()
+    audit: AuditSettings = AuditSettings()
     agent: AgentSettings = AgentSettings()
     provider: ProviderSettings = ProviderSettings()
     cost_centre: CostCentreSettings = CostCentreSettings()
     budget: Annotated[tuple[BudgetSettings, ...], Field(strict=False)] = ()
     metering: MeteringSettings = MeteringSettings()
     mqtt: MqttSettings = MqttSettings()
+    sparkplug: SparkplugSettings = SparkplugSettings()
+    modbus: ModbusSettings = ModbusSettings()
     secrets: Secrets = Secrets()
 
     @field_validator("budget", mode="before")
@@ -378,6 +462,12 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
                     "ca_file": under(settings.mqtt.ca_file),
                     "cert_file": under(settings.mqtt.cert_file),
                     "key_file": under(settings.mqtt.key_file),
+                }
+            ),
+            "sparkplug": settings.sparkplug.model_copy(
+                update={
+                    "cert_file": under(settings.sparkplug.cert_file),
+                    "key_file": under(settings.sparkplug.key_file),
                 }
             ),
         }

@@ -26,14 +26,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from qcnode.certificate import Judgement
 from qcnode.domain import Action, Evidence, Fault, FaultKind, Inspection, Verdict
-from qcnode.errors import CameraError, JournalUnavailableError, ModelError
+from qcnode.errors import CameraError, CertificateError, JournalUnavailableError, ModelError
 from qcnode.policy import action_for, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from qcnode.certificate import LiveCertificate
     from qcnode.domain import Frame, JournalRecord, Limits, Prediction, Trigger
     from qcnode.health import HealthBoard
     from qcnode.ports import Camera, Journal, Line, Model
@@ -81,6 +83,7 @@ class Station:
         now: Callable[[], datetime],
         new_id: Callable[[], str],
         clock_ns: Callable[[], int],
+        certificate: LiveCertificate | None = None,
     ) -> None:
         if failsafe is Action.ACCEPT:
             raise ValueError("a part without evidence is never accepted; use DIVERT or REJECT")
@@ -94,6 +97,7 @@ class Station:
         self._now = now
         self._new_id = new_id
         self._clock_ns = clock_ns
+        self._certificate = certificate
         self._last_seq = 0
         self._owed: deque[JournalRecord] = deque()
         self._live: LiveView | None = None
@@ -148,6 +152,27 @@ class Station:
         """What ended the thread, if it was not the line's end or `stop`."""
         return self._failure
 
+    def recertify(self, *, who: str, reason: str) -> None:
+        """Put a revoked certificate in force again, on the word of a person.
+
+        Raises `CertificateError` where none is revoked, and `JournalUnavailableError`: what
+        is not on record does not come into force.
+        """
+        if self._certificate is None or self._certificate.revoked is None:
+            raise CertificateError("no certificate is revoked: there is nothing to put in force")
+        change = self._certificate.renewal(who=who, reason=reason)
+        self._journal.append(change)
+        self._certificate.renew(change)
+
+    def recount_audit(self) -> None:
+        """Have the certificate count again what people found of audited parts."""
+        if self._certificate is not None:
+            self._certificate.recount()
+
+    def certify(self, certificate: LiveCertificate) -> None:
+        """Judge by this certificate from the next part on: another model decides now."""
+        self._certificate = certificate
+
     def busy_s(self) -> float:
         """Return for how long the part in hand has been in hand; 0 between parts."""
         since_ns = self._in_hand_since_ns
@@ -187,8 +212,10 @@ class Station:
 
     def _inspect(self, trigger: Trigger) -> None:
         sight = self._look(trigger)
-        verdict = judge(sight.prediction, self._limits)
-        action = action_for(verdict, failsafe=self._failsafe)
+        judgement = self._judge(trigger, sight)
+        verdict = judgement.verdict
+        # Whoever audits a part needs it, so it is diverted whatever was said of it.
+        action = Action.DIVERT if judgement.audit else action_for(verdict, failsafe=self._failsafe)
         in_time = self._line.act(trigger, action)
         latency_us = (self._clock_ns() - trigger.at_ns) // 1000
         self._latencies_us.append(latency_us)
@@ -196,14 +223,31 @@ class Station:
             self._miss_gate(trigger, verdict, latency_us)
             return
 
-        inspection = self._inspection(trigger, sight, verdict, action, latency_us)
+        inspection = self._inspection(trigger, sight, judgement, action, latency_us)
         try:
-            self._journal.append(inspection, evidence=_evidence(sight, verdict))
+            self._journal.append(inspection, evidence=_evidence(sight, judgement))
         except JournalUnavailableError as error:
             self._take_back(trigger, error)
             return
         self._outcomes[verdict] += 1
         self._live = LiveView(frame=sight.frame, prediction=sight.prediction, inspection=inspection)
+        self._watch(sight)
+
+    def _judge(self, trigger: Trigger, sight: _Sight) -> Judgement:
+        if self._certificate is None:
+            prediction = sight.prediction
+            own = None if prediction is None else prediction.limits
+            return Judgement(verdict=judge(prediction, own or self._limits))
+        return self._certificate.judge(trigger.part_id, sight.prediction)
+
+    def _watch(self, sight: _Sight) -> None:
+        """Let the certificate see the part, and put on record when that revokes it."""
+        if self._certificate is None:
+            return
+        change = self._certificate.take(sight.frame, sight.prediction)
+        if change is not None:
+            log.warning("certificate revoked", model=change.model, reason=change.reason)
+            self._record(change)
 
     def _miss_gate(self, trigger: Trigger, verdict: Verdict, latency_us: int) -> None:
         if self._stopping.is_set():
@@ -238,7 +282,12 @@ class Station:
         return frame
 
     def _inspection(
-        self, trigger: Trigger, sight: _Sight, verdict: Verdict, action: Action, latency_us: int
+        self,
+        trigger: Trigger,
+        sight: _Sight,
+        judgement: Judgement,
+        action: Action,
+        latency_us: int,
     ) -> Inspection:
         frame, prediction = sight.frame, sight.prediction
         encoded = None if frame is None else frame.encoded
@@ -246,7 +295,7 @@ class Station:
             id=self._new_id(),
             trigger_seq=trigger.seq,
             part_id=trigger.part_id,
-            verdict=verdict,
+            verdict=judgement.verdict,
             action=action,
             score=None if prediction is None else prediction.score,
             model=self._model.version if prediction is None else prediction.model,
@@ -254,7 +303,8 @@ class Station:
             latency_us=latency_us,
             picture=None if frame is None else frame.name,
             picture_sha256=None if encoded is None else hashlib.sha256(encoded).hexdigest(),
-            reason=sight.reason,
+            reason=sight.reason or judgement.reason,
+            audit=judgement.audit,
         )
 
     # -- what has no verdict ---------------------------------------------------
@@ -358,9 +408,10 @@ class Station:
             self._failure = error
 
 
-def _evidence(sight: _Sight, verdict: Verdict) -> Evidence | None:
-    """Return what is kept of a part that is not simply good."""
-    if verdict is Verdict.OK or sight.frame is None:
+def _evidence(sight: _Sight, judgement: Judgement) -> Evidence | None:
+    """Return what is kept of a part that is not simply good, or that somebody checks."""
+    simply_good = judgement.verdict is Verdict.OK and not judgement.audit
+    if simply_good or sight.frame is None:
         return None
     heat = None if sight.prediction is None else sight.prediction.heat
     return Evidence(frame=sight.frame, heat=heat)

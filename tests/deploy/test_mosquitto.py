@@ -96,6 +96,37 @@ def test_a_node_may_say_what_nodes_say(node, topic):
     assert node.publish(f"qc/v1/plant/hall/line-a/node-a/{topic}") in (SUCCESS, NO_SUBSCRIBER)
 
 
+@pytest.mark.parametrize(
+    ("topic", "answer"),
+    [
+        ("spBv1.0/plant:hall/NBIRTH/node-a", SUCCESS),
+        ("spBv1.0/plant:hall/NDEATH/node-a", SUCCESS),
+        ("spBv1.0/plant:hall/DDATA/node-a/camera", SUCCESS),
+        ("spBv1.0/plant:hall/NBIRTH/node-b", NOT_AUTHORISED),  # another node's birth
+        ("spBv1.0/plant:hall/DDEATH/node-b/camera", NOT_AUTHORISED),
+        ("spBv1.0/plant:hall/NCMD/node-a", NOT_AUTHORISED),  # its own orders
+        ("spBv1.0/STATE/scada", NOT_AUTHORISED),  # the host's word
+    ],
+)
+def test_an_edge_node_speaks_sparkplug_as_itself_alone(node, topic, answer):
+    assert node.publish(topic) in ({SUCCESS: (SUCCESS, NO_SUBSCRIBER)}.get(answer, (answer,)))
+
+
+def test_the_plants_system_gives_commands_and_says_nothing_for_a_node(install_broker, talker):
+    broker = install_broker("loopback", **{"node-a": "word-a", "scada": "word-s"})
+    broker.start()
+    node, scada = talker("node-a", "word-a"), talker("scada", "word-s")
+    assert (node.connect(broker.port), scada.connect(broker.port)) == (SUCCESS, SUCCESS)
+    command = "qc/v1/plant/hall/line-a/node-a/cmd/rule"
+    node.subscribe("qc/v1/plant/hall/line-a/node-a/cmd/+")
+
+    assert scada.publish(command, b"rule") == SUCCESS
+    assert node.hear() == (command, b"rule")
+    assert scada.publish("spBv1.0/STATE/scada") in (SUCCESS, NO_SUBSCRIBER)
+    for forged in (USAGE, RECEIPT, f"{command}/reply", "spBv1.0/plant:hall/NDATA/node-a"):
+        assert scada.publish(forged) == NOT_AUTHORISED
+
+
 def test_the_billing_server_sees_no_verdicts(node, billing):
     billing.subscribe("qc/v1/#")
 

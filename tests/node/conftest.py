@@ -39,3 +39,22 @@ def qcnode(monkeypatch, capfd):
     # A service sets logging up for its whole process, which here is everybody's.
     structlog.reset_defaults()
     logging.root.handlers, logging.root.level = handlers, level
+
+
+@pytest.fixture(scope="module")
+def browser(program):
+    # Playwright is heavy, and few tests need it.
+    from tests.node.panel_screens import chromium  # noqa: PLC0415
+
+    with chromium(program("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser):
+    """A tab that notes everything in it that complains or looks elsewhere."""
+    from tests.node.panel_screens import new_tab  # noqa: PLC0415
+
+    page = new_tab(browser)
+    yield page
+    page.close()

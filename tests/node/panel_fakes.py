@@ -7,6 +7,8 @@ hot cell of its heat map, so a test can see on the screen which part is shown.
 from __future__ import annotations
 
 import functools
+import itertools
+import secrets
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,7 +40,10 @@ from qcnode.domain import (
 from qcnode.errors import JournalUnavailableError, LedgerUnavailableError, RulingError
 from qcnode.health import HealthBoard
 from qcnode.money import PICO, CostCentre, LedgerEntry, LedgerTotals, Outcome, TokenUsage
+from qcnode.panel.access import Role
+from qcnode.panel.accounts import Accounts
 from qcnode.panel.app import create_panel, serve_config
+from qcnode.panel.file import PanelFile
 from qcnode.panel.sources import About
 from qcnode.policy import action_for, disposition_of, judge
 
@@ -118,6 +123,7 @@ class FakeDesk:
         self.outcomes: list[Outcome] = []
         self.calls = 0
         self.broken = False
+        self.held: dict[str, datetime] = {}
         self.taken: set[str] = set()
         """Escalations that somebody else settles at this very moment."""
 
@@ -148,6 +154,9 @@ class FakeDesk:
         else:
             waiting.proposal = ruling
         return ruling
+
+    def hold(self, escalation_id, until):
+        self.held[escalation_id] = until
 
     async def learn(self, escalation_id, truth, *, source):
         if self.broken:
@@ -256,6 +265,9 @@ class FakeNode:
         self.health = HealthBoard(now=lambda: START)
         self.live: Live | None = None
         self.number = 0
+        self.made = itertools.count(1)
+        self.file = PanelFile(None)
+        self.accounts: Accounts | None = None
         self.about = About(
             site=site,
             line="line1",
@@ -284,7 +296,11 @@ class FakeNode:
     def now(self):
         return self.at
 
-    def panel(self, **settings) -> FastAPI:
+    def panel(self, *, token=None, **settings) -> FastAPI:
+        """Build the panel; without a delay a decision goes out as it is pressed."""
+        self.accounts = Accounts(
+            self.file, now=self.now, new_secret=lambda: secrets.token_urlsafe(24), given=token
+        )
         return create_panel(
             **{
                 "station_live": lambda: self.live,
@@ -294,12 +310,21 @@ class FakeNode:
                 "outlooks": self.ledger.outlooks,
                 "health": self.health,
                 "about": self.about,
+                "file": self.file,
+                "accounts": self.accounts,
                 "hosts": (),
-                "token": None,
                 "now": self.now,
+                "new_id": lambda: f"d{next(self.made)}",
+                "release_delay": timedelta(0),
+                "look_first": 0.0,
             }
             | settings
         )
+
+    def session(self, role=Role.OPERATOR, name=None) -> str:
+        """Return the cookie of somebody who signed in as this."""
+        name = name or f"the {role}"
+        return self.accounts.enter(self.accounts.door(name, role), where="test")
 
     def pass_part(self, score: float | None = None, *, part_id=None, bars=True) -> Inspection:
         """Let one part pass; without a score it looks as good as it is rendered."""

@@ -168,7 +168,7 @@ class Bench:
         self.task = None
         self.sees_more = 0
 
-    async def open(self, reviewer=None, *, rules=RULES, budgets=()):
+    async def open(self, reviewer=None, *, rules=RULES, budgets=(), audited=lambda: None):
         pictures = PictureStore(self.folder / "pictures", pictures_max=100, heat_full=1.0)
         self.journal = Journal(self.folder / "journal.db", pictures=pictures, health=self.health)
         self.ledger = SqliteLedger(
@@ -188,6 +188,7 @@ class Bench:
             rules=rules,
             now=self.clock,
             new_id=self.new_id,
+            audited=audited,
         )
         self.purse = Purse(ledger=self.ledger, centre=CENTRE, health=self.health, now=self.clock)
         self.task = asyncio.create_task(self.desk.run())

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from qcnode import main
+from qcnode import main, telling
+from qcnode.books import batch
 from qcnode.books.ledger import SqliteLedger
 from qcnode.books.pin import ServerKey
 from qcnode.books.seals import SigningKey
@@ -27,7 +28,8 @@ def settings_for(home, **metering):
 
 
 def build_channel(settings):
-    return main._build_channel(settings, health=HealthBoard(lambda: NOW), new_id=lambda: "id")
+    over_mqtt = telling.over_mqtt(settings, read_receipt=batch.decode_receipt, new_id=lambda: "id")
+    return main._build_channel(settings, over_mqtt, health=HealthBoard(lambda: NOW))
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_probes_and_metrics_answer_and_the_logs_hold_no_secret(
         assert json.loads(service.get("/readyz")[1]) == {"ready": True}
         known = json.loads(service.get("/readyz", token=CANARIES["QCNODE_PANEL_TOKEN"])[1])
         assert {one["component"] for one in known["components"]} >= {"line", "ledger", "provider"}
-        assert service.get("/metrics")[0] == 401
+        assert service.get("/metrics")[0] == 403
         assert service.metric("qcnode_ready ") == 1
         assert service.stop() == 0
 

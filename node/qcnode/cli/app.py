@@ -12,7 +12,20 @@ from typing import Annotated
 
 import typer
 
-from qcnode.cli import bench, billing, demo, ledger, models, prices, provider, replay, service
+from qcnode.cli import (
+    bench,
+    billing,
+    demo,
+    firmware,
+    import_model,
+    ledger,
+    model,
+    models,
+    prices,
+    provider,
+    replay,
+    service,
+)
 from qcnode.errors import QcError
 
 app = typer.Typer(
@@ -23,7 +36,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (demo, service, models, ledger, replay, billing, prices, provider, bench):
+for group in (
+    demo,
+    service,
+    models,
+    import_model,
+    model,
+    ledger,
+    replay,
+    billing,
+    prices,
+    provider,
+    firmware,
+    bench,
+):
     group.register(app)
 
 

@@ -61,14 +61,21 @@ def teach(
     pass_share: Annotated[
         float, typer.Option(help="At most this share of good parts passes unasked.")
     ] = 0.9,
-    seed: Annotated[int, typer.Option(help="Draws which good parts calibrate.")] = 0,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Teach this way (gaussian, memory, labelled) instead of the best."),
+    ] = None,
+    normals_only: Annotated[
+        bool, typer.Option("--normals-only", help="Leave labelled defects aside.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
     threads: ThreadsOpt = 1,
     as_json: JsonOpt = False,
 ) -> None:
     """Fit and calibrate a model from pictures of good parts.
 
     Good parts come from train/good; labelled defects, where there are any, from
-    train/<kind> and only set the pass limit.
+    train/<kind>. Several ways to teach are tried and the best is taken.
     """
     from qcmodels.train import TeachConfig
     from qcmodels.train import teach as teach_model
@@ -78,7 +85,12 @@ def teach(
             dataset,
             out,
             config=TeachConfig(
-                seed=seed, alpha=alpha, escape_alpha=escape_alpha, pass_share=pass_share
+                seed=seed,
+                alpha=alpha,
+                escape_alpha=escape_alpha,
+                pass_share=pass_share,
+                family=family,
+                normals_only=normals_only,
             ),
             now=datetime.now(UTC),
             progress=progress,
@@ -90,12 +102,16 @@ def teach(
     taught = model.manifest.taught_from
     typer.echo(f"{model.version} ({model.manifest.family}) is at {out}")
     typer.echo(
-        f"taught on {_count(taught.taught, 'good part')}, calibrated on "
-        f"{_count(taught.calibrated, 'other')} and {_count(taught.defects, 'labelled defect')}"
+        f"taught on {_count(taught.taught, 'good part')}, calibrated on the same, each by a model "
+        f"taught without it, and on {_count(taught.defects, 'labelled defect')}"
     )
+    for text in _trials(model.manifest, asked=family is not None):
+        typer.echo(text)
     for text in _describe("passes", "below", model.manifest.accept_below):
         typer.echo(text)
     for text in _describe("rejects", "from", model.manifest.reject_from):
+        typer.echo(text)
+    for text in _price_of_asking(model.manifest):
         typer.echo(text)
     for text in _advice(model.manifest):
         typer.echo(f"advice: {text}")
@@ -203,9 +219,11 @@ def _summary(manifest: ModelManifest, out: Path) -> dict[str, object]:
         "model": manifest.version,
         "dir": str(out),
         "family": manifest.family,
+        "trials": [asdict(trial) for trial in manifest.trials],
         "taught_from": asdict(manifest.taught_from),
         "accept_below": asdict(manifest.accept_below),
         "reject_from": asdict(manifest.reject_from),
+        "risk_coverage": [asdict(row) for row in manifest.risk_coverage],
         "advice": _advice(manifest),
     }
 
@@ -213,25 +231,69 @@ def _summary(manifest: ModelManifest, out: Path) -> dict[str, object]:
 def _describe(does: str, where: str, limit: LimitPromise) -> list[str]:
     what = "nothing by itself" if limit.value is None else f"{where} {limit.value:.4f}"
     promise = limit.guarantee or "no guarantee"
-    return [f"{does} {what}: {promise} (n = {limit.n})", f"  {limit.reason}"]
+    likely = "" if limit.alpha_95 is None else f", this once <= {limit.alpha_95:.3f} with 95 %"
+    return [f"{does} {what}: {promise} (n = {limit.n}{likely})", f"  {limit.reason}"]
+
+
+def _price_of_asking(manifest: ModelManifest) -> Iterator[str]:
+    """Say what questions would buy, a line for each row of the table that differs."""
+    if manifest.risk_coverage:
+        yield f"of all parts, with {manifest.prevalence:.0%} of them defective:"
+    told = None
+    for row in manifest.risk_coverage:
+        if told is not None and row.escalation_rate <= told:
+            continue
+        told = row.escalation_rate
+        price = (
+            ""
+            if row.asked_per_error is None
+            else f", {row.asked_per_error:.1f} questions for each error less"
+        )
+        yield (
+            f"  asking about {row.escalation_rate:6.1%} leaves {row.risk:.2%} wrong:"
+            f" {row.tokens_per_1000:,} tokens for 1,000 parts{price}"
+        )
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _advice(manifest: ModelManifest) -> list[str]:
-    """Say in plain words what more pictures would buy."""
-    from qcmodels.calibrate import good_parts_needed
+def _trials(manifest: ModelManifest, *, asked: bool) -> list[str]:
+    """Return the table of ways to teach that were tried, and why the first was taken."""
+    best = manifest.trials[0]
+    lines = [f"{'family':<12}{'features':<16}AUROC on {best.by}"]
+    lines += [f"{one.family:<12}{one.features:<16}{one.auroc:.4f}" for one in manifest.trials]
+    if asked:
+        return [*lines, f"taken: {best.family}, as --family says"]
+    means = (
+        "each scored by a model taught without it"
+        if best.by == "held-out labels"
+        else "which ranks these ways and says nothing of how many real defects are found"
+    )
+    return [*lines, f"taken: {best.family} on {best.features}, best on {best.by}, {means}"]
 
+
+def _advice(manifest: ModelManifest) -> list[str]:
+    """Say in plain words what to look at, and what more pictures would buy."""
     advice = []
     taught = manifest.taught_from
-    if manifest.reject_from.guarantee is None:
-        limit = manifest.reject_from
-        total = good_parts_needed(calibrated=limit.n + limit.needed)
-        more = total - taught.taught - taught.calibrated
+    out = set(taught.left_out)
+    advice += [
+        f"{path}: looks like a defect among the good parts and was "
+        f"{'left out' if path in out else 'taught all the same, as there are few'}: look at it, "
+        "and move it to train/<kind> if it is one"
+        for path in taught.suspects
+    ]
+    more = len(out - set(taught.suspects))
+    if more:
         advice.append(
-            f"put {_count(more, 'more picture')} into train/good (up to half of all calibrate) "
+            f"{_count(more, 'good picture')} left aside, as copies of others or beyond what is "
+            "taught at most"
+        )
+    if manifest.reject_from.guarantee is None:
+        advice.append(
+            f"put {_count(manifest.reject_from.needed, 'more picture')} into train/good "
             "to let the node reject by itself, or raise --alpha"
         )
     if manifest.accept_below.guarantee is None:
@@ -245,7 +307,9 @@ def _advice(manifest: ModelManifest) -> list[str]:
 
 
 def _report(result: Evaluation) -> list[str]:
-    pixel = "no masks" if result.pixel_auroc is None else f"{result.pixel_auroc:.4f}"
+    pixel = "no masks"
+    if result.pixel_auroc is not None and result.au_pro is not None:
+        pixel = f"{result.pixel_auroc:.4f}, AU-PRO {result.au_pro:.4f}"
     lines = [
         f"{result.model} ({result.family}) on {result.dataset}",
         f"{_count(result.n_good, 'good part')}, {result.n_defective} defective",

@@ -49,11 +49,17 @@ def init(
 def doctor(
     config: ConfigOpt = Path("node.toml"),
     *,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure the model on each engine and keep the best.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One object.")] = False,
 ) -> None:
     """Say what is wrong with this installation, and the fix. Exit code 1 when something is."""
     from qcnode.doctor import examine
 
+    if tune:
+        _tune(config, as_json=as_json)
+        return
     findings = examine(config)
     if as_json:
         typer.echo(
@@ -79,3 +85,24 @@ def doctor(
                 typer.echo(f"     {'':<12} -> {finding.fix}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _tune(config: Path, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from qcnode.doctor import tune_engines
+
+    tuning, path = tune_engines(config)
+    if as_json:
+        typer.echo(json.dumps(asdict(tuning)))
+        return
+    typer.echo(f"{tuning.model} on {tuning.machine}, {tuning.threads} thread(s)")
+    for trial in tuning.trials:
+        if trial.why_not is not None:
+            typer.echo(f"{trial.engine:<16} may not decide: {trial.why_not}")
+        else:
+            typer.echo(
+                f"{trial.engine:<16} {trial.ms:8.2f} ms, {trial.low:.2f} / {trial.median:.2f} /"
+                f" {trial.high:.2f} times the CPU"
+            )
+    typer.echo(f"{tuning.engine} it is, from the next start of the node: {path}")

@@ -1,7 +1,7 @@
 """The operator panel: one FastAPI application for people, probes and metrics.
 
-It reads what the node knows and can do one thing: put a person's ruling on record.
-It keeps nothing, so it can be restarted at any time, and nothing it does can hold up
+It reads what the node knows, and puts on record what people decide. What it keeps itself,
+accounts, alarms and the audit trail, is in one file of its own; nothing it does can hold up
 the line. No asset comes from another host, and no script or style stands inline.
 """
 
@@ -11,32 +11,55 @@ import asyncio
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from fastapi import FastAPI, status
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request, Response, status
+from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
-from qcnode.errors import QcError, RulingError
-from qcnode.panel import live, pages, review, service, spend, view
+from qcnode.errors import AccessError, CertificateError, QcError, RulingError, SignInError
+from qcnode.panel import (
+    alarmroutes,
+    certificate,
+    live,
+    pages,
+    people,
+    review,
+    service,
+    signin,
+    spend,
+    state,
+)
+from qcnode.panel.access import NOBODY, Right, needs, who_asks
+from qcnode.panel.alarmdesk import AlarmDesk
+from qcnode.panel.audit import AuditTrail
 from qcnode.panel.books import Books
+from qcnode.panel.decisions import Decisions
 from qcnode.panel.guard import Guard
+from qcnode.panel.screen import words_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
 
-    from starlette.requests import Request
-
     from qcnode.books.forecast import Outlook
     from qcnode.health import HealthBoard
+    from qcnode.panel.accounts import Accounts
+    from qcnode.panel.file import PanelFile
     from qcnode.panel.sources import About, DeskView, JournalView, LiveView
     from qcnode.ports import Ledger
 
 _HERE = Path(__file__).parent
+RELEASE_DELAY = timedelta(seconds=3)
+"""For how long a decision can be taken back."""
+LOOK_FIRST = 0.5
+"""Of which share of the parts the agent's opinion is shown only after the person's own."""
+_SHIPPED = ("static/*", "templates/*", "languages/*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -49,89 +72,150 @@ def create_panel(
     outlooks: Callable[[], Sequence[Outlook]],
     health: HealthBoard,
     about: About,
+    file: PanelFile,
+    accounts: Accounts,
     hosts: tuple[str, ...],
-    token: str | None,
     now: Callable[[], datetime],
+    new_id: Callable[[], str],
+    reference: bytes | None = None,
+    release_delay: timedelta = RELEASE_DELAY,
+    look_first: float = LOOK_FIRST,
+    recertify: certificate.Recertify | None = None,
 ) -> FastAPI:
     """Build the panel. `hosts` are the names browsers know it by, beside loopback.
 
     `station_live` must answer at once with what the line thread last put there;
-    `outlooks` are the budgets as they stand. A
-    `token` (at least 16 characters) is needed wherever the panel is bound beyond
-    loopback; without one everybody who can reach it may rule on parts.
+    `outlooks` are the budgets as they stand; `reference` is the picture of a good part as
+    PNG. Without signing in whoever reaches the panel sees the line and can call for help.
     """
     threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="panel")
     # The live picture has a thread to itself: a disk that hangs must not stop it.
     painter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="panel-live")
+    # So has the panel's own file, and whoever waits at the door waits in line for it.
+    keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="panel-file")
     books = Books(desk=desk, journal=journal, ledger=ledger, outlooks=outlooks, threads=threads)
     build = f"{about.version}-{_digest(_HERE, about)}"
 
-    async def state() -> view.Json:
-        reading = await books.read()
-        at = now()
-        return {
-            "build": build,
-            "about": view.about_words(about),
-            "pulse": view.pulse(at, about, station_live()),
-            "counters": view.counters(reading.counts),
-            "strip": view.strip(reading.recent),
-            "waiting": view.waiting(reading.waiting, about, kept=reading.kept, now=at),
-            "settled": view.settled(reading.settled, about),
-            "money": view.money(
-                reading.totals,
-                about,
-                outlooks=reading.outlooks,
-                confirmed=reading.confirmed,
-                now=at,
-            ),
-            "health": view.health(health.all(), about, now=at),
-        }
+    def changed() -> None:
+        hub.poke()
 
-    hub = live.LiveHub(station_live=station_live, about=about, state=state, threads=painter)
+    decisions = Decisions(
+        desk=desk,
+        file=file,
+        threads=keeper,
+        now=now,
+        new_id=new_id,
+        release_delay=release_delay,
+        changed=changed,
+    )
+    alarms = AlarmDesk(
+        file=file,
+        books=books,
+        health=health,
+        about=about,
+        threads=keeper,
+        now=now,
+        changed=changed,
+    )
+    sections = state.Sections(
+        build=build,
+        about=about,
+        books=books,
+        health=health,
+        station_live=station_live,
+        decisions=decisions,
+        alarms=alarms,
+        look_first=look_first,
+        now=now,
+    )
+    hub = live.LiveHub(
+        station_live=station_live,
+        about=about,
+        accounts=accounts,
+        state=sections.all,
+        threads=painter,
+        slow=keeper,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(hub.run())
-        following.add_done_callback(lambda task: _tell_end(task, health))
+        running = {
+            asyncio.create_task(hub.run()): "the live stream",
+            asyncio.create_task(decisions.run()): "the release of decisions",
+            asyncio.create_task(alarms.run()): "the alarms",
+        }
+        for task, name in running.items():
+            task.add_done_callback(partial(_tell_end, name=name, health=health))
         try:
             yield
         finally:
-            following.cancel()
-            await asyncio.wait({following})
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
             for pool in (threads, painter):
                 pool.shutdown(wait=False, cancel_futures=True)
+            keeper.shutdown(wait=False)
 
     app = FastAPI(
-        title="qcnode panel", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
+        title="qcnode panel",
+        version=about.version,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
     )
-    app.add_middleware(Guard, hosts=(*_LOOPBACK, *hosts), token=token)
-    app.add_exception_handler(QcError, _answer)
+    app.add_middleware(Guard, hosts=(*_LOOPBACK, *hosts), accounts=accounts)
+    shells = pages.Shells(
+        templates=Jinja2Templates(directory=_HERE / "templates"),
+        about=about,
+        build=build,
+        reference=reference is not None,
+    )
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return _answer(request, error, shells)
+
+    app.add_exception_handler(QcError, answer)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
-    app.include_router(
-        pages.router(
-            templates=Jinja2Templates(directory=_HERE / "templates"),
-            about=about,
-            build=build,
-            token=token,
-            state=state,
-        )
-    )
+    app.include_router(pages.router(shells))
+    app.include_router(signin.router(shells, accounts, threads=keeper))
+    app.include_router(signin.out_router(shells, accounts, threads=keeper))
+    app.include_router(signin.station_router(shells, accounts))
+    app.include_router(people.router(accounts, AuditTrail(file, now=now), threads=keeper))
+    app.include_router(alarmroutes.router(alarms, threads=keeper))
     app.include_router(live.router(hub))
     app.include_router(
         review.router(
             desk=desk,
-            journal=journal,
             about=about,
-            read=books.read,
-            threads=threads,
-            now=now,
+            decisions=decisions,
+            waiting=sections.waiting,
+            look_first=look_first,
             decided=hub.poke,
         )
     )
+    app.include_router(
+        review.picture_router(desk=desk, journal=journal, reference=reference, threads=threads)
+    )
+    if recertify is not None:
+        app.include_router(certificate.router(recertify=recertify, decided=hub.poke))
     app.include_router(spend.router(read=books.read, desk=desk))
     app.include_router(
         service.router(read=books.read, health=health, about=about, viewers=hub.viewers)
     )
+
+    @app.get("/api/v1/state", dependencies=[needs(Right.VIEW)])
+    async def snapshot(request: Request) -> dict[str, Any]:
+        """Return everything the screens show but the picture, as far as you may see it."""
+        say, who = words_for(request), who_asks(request)
+        every = await sections.all([say])
+        return {"who": state.self_words(say, who, None)} | state.seen_by(who, every[say.language])
+
+    @app.get("/api/v1/openapi.json", dependencies=[needs(Right.VIEW)], include_in_schema=False)
+    async def description() -> dict[str, Any]:
+        """Describe this interface."""
+        return app.openapi()
+
     return app
 
 
@@ -154,22 +238,38 @@ def serve_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
     )
 
 
-async def _answer(_: Request, error: Exception) -> JSONResponse:
-    """Say what went wrong: somebody was first, or nothing can be put on record just now."""
-    lost = isinstance(error, RulingError)
-    code = status.HTTP_409_CONFLICT if lost else status.HTTP_503_SERVICE_UNAVAILABLE
+def _answer(request: Request, error: Exception, shells: pages.Shells) -> Response:
+    """Say what went wrong; a page that is for others asks whoever is not signed in who they are."""
+    path = request.url.path
+    if isinstance(error, AccessError) and path in {page.path for page in pages.PAGES}:
+        if who_asks(request).role is NOBODY.role:
+            return RedirectResponse(f"/login?to={path}", status.HTTP_303_SEE_OTHER)
+        return shells.page(request, "denied", code=status.HTTP_403_FORBIDDEN, words=str(error))
+    code = next(
+        (code for kind, code in _CODES.items() if isinstance(error, kind)),
+        status.HTTP_503_SERVICE_UNAVAILABLE,
+    )
     return JSONResponse({"detail": str(error)}, status_code=code)
 
 
-def _tell_end(task: asyncio.Task[Any], health: HealthBoard) -> None:
-    """Put it on the board when the live stream ends by anything but a shutdown."""
+_CODES = {
+    AccessError: status.HTTP_403_FORBIDDEN,
+    # Somebody was first, or it is not so any more.
+    RulingError: status.HTTP_409_CONFLICT,
+    CertificateError: status.HTTP_409_CONFLICT,
+    SignInError: status.HTTP_422_UNPROCESSABLE_CONTENT,
+}
+
+
+def _tell_end(task: asyncio.Task[Any], *, name: str, health: HealthBoard) -> None:
+    """Put it on the board when something ends by anything but a shutdown."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        health.report("panel", ok=False, words=f"the live stream stopped: {error!r}")
+        health.report("panel", ok=False, words=f"{name} stopped: {error!r}")
 
 
 def _digest(folder: Path, about: About) -> str:
     """Return a name for these very pages; a browser that holds others reloads."""
     digest = hashlib.sha256(repr((about.site, about.line, about.node)).encode())
-    for path in sorted([*folder.glob("static/*"), *folder.glob("templates/*")]):
+    for path in sorted(one for kind in _SHIPPED for one in folder.glob(kind)):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,34 +1,34 @@
-"""What stands before every request: who may ask, from which page, and how much at once.
+"""What stands before every request: who asks, from which page, and how much at once.
 
 A panel on loopback is reachable by every page the operator's browser opens, so the
 Host header is checked (a foreign name that resolves to this machine is refused) and
-whatever changes something, or opens the live stream, must come from our own page.
-Where a token is set, nothing but the probes and the login page opens without it.
+whatever changes something, or opens the live stream, must come from our own page. A
+program that shows a token has no page, and nothing a browser adds by itself counts for it.
+What whoever asks may do is for each route to say.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from http import HTTPStatus
+from dataclasses import replace
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, RedirectResponse
+from starlette.responses import JSONResponse
 from starlette.websockets import WebSocketClose
+
+from qcnode.panel.access import NOBODY, WHO, Right, Who
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from qcnode.panel.accounts import Accounts
+
 COOKIE = "qcnode_session"
 TOKEN_LENGTH_MIN = 16
+"""A token that is given for the first start must not be one that can be guessed."""
 BODY_BYTES_MAX = 16_384
-KNOWN = "qcnode.known"
-"""Key in the scope: whether whoever asks may see everything."""
-
-_OPEN = ("/livez", "/readyz", "/login")
 _Refusal: TypeAlias = tuple[int, str]
 _HEADERS = {
     "Content-Security-Policy": (
@@ -37,33 +37,30 @@ _HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    # With none at all, browsers call the origin of our own forms "null".
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 
 
-def session_of(token: str) -> str:
-    """Return what the browser keeps: proof of the token, and not the token."""
-    return hmac.new(token.encode(), b"qcnode panel session", hashlib.sha256).hexdigest()
-
-
-def same(given: str, right: str) -> bool:
-    """Compare secrets in the same time whatever they hold."""
-    return hmac.compare_digest(given.encode(), right.encode())
+def cookie_of(headers: Headers, name: str = COOKIE) -> str:
+    """Return what the browser keeps for the panel, an empty text where it keeps nothing."""
+    try:
+        morsel = SimpleCookie(headers.get("cookie", "")).get(name)
+    except CookieError:
+        return ""
+    return "" if morsel is None else morsel.value
 
 
 class Guard:
     """ASGI middleware around the whole panel."""
 
-    def __init__(self, app: ASGIApp, *, hosts: tuple[str, ...], token: str | None) -> None:
-        if token is not None and len(token) < TOKEN_LENGTH_MIN:
-            raise ValueError(f"the panel's token needs at least {TOKEN_LENGTH_MIN} characters")
+    def __init__(self, app: ASGIApp, *, hosts: tuple[str, ...], accounts: Accounts) -> None:
         self._app = app
         self._hosts = frozenset(host.lower().strip("[]") for host in hosts)
-        self._token = token
-        self._session = None if token is None else session_of(token)
+        self._accounts = accounts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
@@ -71,8 +68,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        scope[KNOWN] = self._knows(headers)
-        refusal = self._refusal(scope, headers)
+        who, refusal = self._who(headers)
+        scope[WHO] = who
+        refusal = refusal or self._foreign(scope, headers) or _unfit(scope, headers)
         if scope["type"] == "websocket":
             if refusal is None:
                 await self._app(scope, receive, send)
@@ -82,37 +80,32 @@ class Guard:
         send = _with_headers(send, secret=not scope["path"].startswith("/static/"))
         if refusal is None:
             await self._app(scope, _bounded(receive), send)
-        elif refusal[0] == HTTPStatus.SEE_OTHER:
-            await RedirectResponse("/login", status_code=refusal[0])(scope, receive, send)
         else:
             answer = JSONResponse({"detail": refusal[1]}, status_code=refusal[0])
             await answer(scope, receive, send)
-
-    def _refusal(self, scope: Scope, headers: Headers) -> _Refusal | None:
-        """Return status and words when this request goes no further."""
-        return self._foreign(scope, headers) or _unfit(scope, headers) or _unknown(scope)
 
     def _foreign(self, scope: Scope, headers: Headers) -> _Refusal | None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _name_of(f"//{hosts[0]}") not in self._hosts:
             return 400, "this panel is not known by that host name; see [panel] public_hosts"
-        if _changes(scope) or scope["type"] == "websocket":
+        by_program = "authorization" in headers
+        if (_changes(scope) or scope["type"] == "websocket") and not by_program:
             origins = headers.getlist("origin")
             if len(origins) != 1 or _place_of(origins[0]) != hosts[0].lower():
                 return 403, "this must come from a page of the panel itself"
         return None
 
-    def _knows(self, headers: Headers) -> bool:
-        if self._token is None or self._session is None:
-            return True
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and same(bearer.strip(), self._token):
-            return True
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return morsel is not None and same(morsel.value, self._session)
+    def _who(self, headers: Headers) -> tuple[Who, _Refusal | None]:
+        """Return who asks; a token that is shown and not known is refused."""
+        shown = headers.get("authorization")
+        if shown is not None:
+            scheme, _, secret = shown.partition(" ")
+            who = self._accounts.program(secret.strip()) if scheme.lower() == "bearer" else None
+            return (NOBODY, (401, "this token is not known")) if who is None else (who, None)
+        who = self._accounts.who(cookie_of(headers)) or NOBODY
+        if self._accounts.metrics_open:
+            who = replace(who, rights=who.rights | {Right.METRICS})
+        return who, None
 
 
 def _changes(scope: Scope) -> bool:
@@ -128,15 +121,6 @@ def _unfit(scope: Scope, headers: Headers) -> _Refusal | None:
     if not length.isdecimal() or int(length) > BODY_BYTES_MAX:
         return 413, f"the most that is taken here is {BODY_BYTES_MAX} bytes"
     return None
-
-
-def _unknown(scope: Scope) -> _Refusal | None:
-    path = scope["path"]
-    if scope[KNOWN] or path in _OPEN or path.startswith("/static/"):
-        return None
-    if path == "/" and scope["type"] == "http":
-        return HTTPStatus.SEE_OTHER, "log in first"
-    return 401, "log in first"
 
 
 def _place_of(origin: str) -> str | None:

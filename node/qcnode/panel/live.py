@@ -3,7 +3,8 @@
 The line is never touched: the hub looks at the last part a few times a second, and
 only while somebody watches. A message is made once per part and the same bytes go to
 everybody. A slow tab is sent less, never later: at most two pictures are on their
-way to it, and what it missed in the meantime is not made up for.
+way to it, and what it missed in the meantime is not made up for. Who sits before a tab
+is asked anew each time, so a session that ends leaves the tab a viewer's, picture and all.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ import structlog
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from qcnode.panel import pictures, view
+from qcnode.panel.access import NOBODY, WHO
+from qcnode.panel.screen import words_for
+from qcnode.panel.state import seen_by, self_words
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
 
+    from qcnode.panel.access import Who
+    from qcnode.panel.accounts import Accounts
     from qcnode.panel.sources import About, LiveView
+    from qcnode.panel.words import Words
 
 log = structlog.get_logger()
 
@@ -37,9 +44,12 @@ TRY_AGAIN_LATER = 1013
 
 
 class Viewer:
-    """One tab: what it was sent, and what of that it has painted."""
+    """One tab: who sits before it, what it was sent, and what of that it has painted."""
 
-    def __init__(self) -> None:
+    def __init__(self, who: Who, say: Words) -> None:
+        self.who = who
+        self.say = say
+        self.told: view.Json = {}
         self.visible = False
         self.news = asyncio.Event()
         self.sent_seq = 0
@@ -74,11 +84,15 @@ class LiveHub:
         *,
         station_live: Callable[[], LiveView | None],
         about: About,
-        state: Callable[[], Awaitable[view.Json]],
+        accounts: Accounts,
+        state: Callable[[list[Words]], Awaitable[dict[str, view.Json]]],
         threads: Executor,
+        slow: Executor,
     ) -> None:
+        self._slow = slow
         self._station_live = station_live
         self._about = about
+        self._accounts = accounts
         self._state = state
         self._threads = threads
         self._viewers: set[Viewer] = set()
@@ -87,8 +101,8 @@ class LiveHub:
         self._newest: bytes | None = None
         self._newest_seq = 0
         self._newest_id: str | None = None
-        self._sections: view.Json = {}
-        self._section_revs: dict[str, int] = {}
+        self._sections: dict[str, view.Json] = {}
+        self._section_revs: dict[str, dict[str, int]] = {}
         self._rev = 0
 
     async def run(self) -> None:
@@ -111,7 +125,7 @@ class LiveHub:
         if len(self._viewers) >= VIEWERS_MAX:
             await socket.close(TRY_AGAIN_LATER, "too many open panels")
             return
-        viewer = Viewer()
+        viewer = Viewer(socket.scope[WHO], words_for(socket))
         self._viewers.add(viewer)
         self._watched.set()
         self._stale.set()
@@ -132,9 +146,10 @@ class LiveHub:
             await viewer.news.wait()
             viewer.news.clear()
             async with asyncio.timeout(SEND_MAX_S):
-                if viewer.state_rev < self._rev:
-                    since, viewer.state_rev = viewer.state_rev, self._rev
-                    await socket.send_text(self._delta(since))
+                since, language = viewer.state_rev, viewer.say.language
+                if since < self._rev and language in self._sections:
+                    viewer.state_rev = self._rev
+                    await socket.send_text(self._delta(viewer, since))
                 newest, seq = self._newest, self._newest_seq
                 if newest is not None and viewer.sent_seq < seq and viewer.may_take():
                     viewer.sent(seq)
@@ -143,7 +158,7 @@ class LiveHub:
     async def _receive(self, socket: WebSocket, viewer: Viewer) -> None:
         while True:
             try:
-                _note(viewer, json.loads(await socket.receive_text()))
+                self._note(viewer, json.loads(await socket.receive_text()))
             except (ValueError, KeyError, TypeError, RecursionError):
                 await socket.close(1008, "not a message of the panel")
                 raise WebSocketDisconnect(1008) from None
@@ -178,47 +193,86 @@ class LiveHub:
         while True:
             await self._watched.wait()
             self._stale.clear()
-            state = await self._state()
-            news = view.changed(self._sections, state)
-            if news:
-                self._rev += 1
-                self._sections = state
-                self._section_revs |= dict.fromkeys(news, self._rev)
-                self._wake()
+            used = {viewer.say.language: viewer.say for viewer in self._viewers}
+            state = await self._state(list(used.values()))
+            rev = self._rev + 1
+            for language, sections in state.items():
+                news = view.changed(self._sections.get(language, {}), sections)
+                if news:
+                    self._rev = rev
+                    self._section_revs.setdefault(language, {}).update(dict.fromkeys(news, rev))
+            self._sections = state
+            self._look_who()
+            self._wake()
             try:
                 async with asyncio.timeout(STATE_S):
                     await self._stale.wait()
             except TimeoutError:
                 continue
 
-    def _delta(self, since: int) -> str:
-        sections = {
-            name: value
-            for name, value in self._sections.items()
-            if self._section_revs[name] > since
+    def _look_who(self) -> None:
+        """See whose tabs these are by now; one that changed hands is told everything anew."""
+        for viewer in self._viewers:
+            if viewer.who.key is not None:
+                who = self._accounts.who_by_key(viewer.who.key) or NOBODY
+                if who.role != viewer.who.role:
+                    viewer.who, viewer.state_rev = who, 0
+            told = self._self_words(viewer)
+            if told != viewer.told:
+                viewer.told, viewer.state_rev = told, min(viewer.state_rev, self._rev - 1)
+
+    def _self_words(self, viewer: Viewer) -> view.Json:
+        key = viewer.who.key
+        left = None if key is None else self._accounts.idle_left(key)
+        return self_words(viewer.say, viewer.who, left)
+
+    def _delta(self, viewer: Viewer, since: int) -> str:
+        language = viewer.say.language
+        revs = self._section_revs[language]
+        news = {
+            name: value for name, value in self._sections[language].items() if revs[name] > since
         }
+        viewer.told = self._self_words(viewer)
+        sections = {"who": viewer.told, **seen_by(viewer.who, news)}
         return json.dumps(
             {"rev": self._rev, "sections": sections}, ensure_ascii=False, allow_nan=False
         )
+
+    def _note(self, viewer: Viewer, said: dict[str, Any]) -> None:
+        kind = said["type"]
+        if kind == "painted":
+            viewer.painted(int(said["seq"]))
+        elif kind == "shown":
+            viewer.shown(visible=bool(said["visible"]))
+        elif kind == "touched":
+            self._touched(viewer)
+        else:
+            raise ValueError(kind)
+
+    def _touched(self, viewer: Viewer) -> None:
+        """Note that somebody is there, now and then on disk."""
+        key = viewer.who.key
+        if key is not None and self._accounts.touch(key):
+            keeping = asyncio.get_running_loop().run_in_executor(
+                self._slow, self._accounts.keep_seen, key
+            )
+            keeping.add_done_callback(_tell_unkept)
 
     def _forget(self) -> None:
         """Rest until somebody watches again; what was known then is old by that time."""
         self._watched.clear()
         self._newest = self._newest_id = None
         self._sections = {}
+        self._section_revs = {}
 
     def _wake(self) -> None:
         for viewer in self._viewers:
             viewer.news.set()
 
 
-def _note(viewer: Viewer, said: dict[str, Any]) -> None:
-    if said["type"] == "painted":
-        viewer.painted(int(said["seq"]))
-    elif said["type"] == "shown":
-        viewer.shown(visible=bool(said["visible"]))
-    else:
-        raise ValueError(said["type"])
+def _tell_unkept(keeping: asyncio.Future[None]) -> None:
+    if not keeping.cancelled() and (error := keeping.exception()) is not None:
+        log.warning("session not kept", reason=str(error))
 
 
 def router(hub: LiveHub) -> APIRouter:

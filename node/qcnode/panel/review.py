@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import APIRouter, Header, HTTPException, Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field
 
-from qcnode.domain import Box, Finding, Ruling
+from qcnode.domain import Box, Decider, Finding, Ruling
 from qcnode.errors import QcError, RulingError
 from qcnode.panel import pictures, view
+from qcnode.panel.access import Right, needs, who_asks
+from qcnode.panel.decisions import Choice, Pending
+from qcnode.panel.screen import words_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
-    from datetime import datetime
 
-    from qcnode.panel.books import Reading
-    from qcnode.panel.sources import About, DeskView, JournalView
+    from qcnode.panel.decisions import Decisions
+    from qcnode.panel.sources import About, DeskView, JournalView, WaitingView
+    from qcnode.panel.words import Words
 
 KEYS_MAX = 1024
 """How many presses are remembered; a browser repeats one within seconds."""
@@ -43,9 +46,9 @@ class Presses:
     """The rulings under way and lately made, by the key of the press that made them."""
 
     def __init__(self) -> None:
-        self._made: OrderedDict[str, tuple[object, asyncio.Task[Ruling]]] = OrderedDict()
+        self._made: OrderedDict[str, tuple[object, asyncio.Task[Any]]] = OrderedDict()
 
-    async def once(self, key: str, what: object, make: Callable[[], Any]) -> Ruling:
+    async def once(self, key: str, what: object, make: Callable[[], Any]) -> Any:
         """Return what `make` returns, having called it once for this key.
 
         A browser that goes away does not take its ruling along. A failure that may
@@ -73,51 +76,84 @@ class Presses:
 def router(
     *,
     desk: DeskView,
-    journal: JournalView,
     about: About,
-    read: Callable[[], Awaitable[Reading]],
-    threads: Executor,
-    now: Callable[[], datetime],
+    decisions: Decisions,
+    waiting: Callable[[Words], Awaitable[view.Json]],
+    look_first: float,
     decided: Callable[[], None],
 ) -> APIRouter:
     """Return the routes of the review; `decided` is called after each ruling."""
-    routes = APIRouter()
+    routes = APIRouter(dependencies=[needs(Right.REVIEW)])
     presses = Presses()
 
-    @routes.get("/api/escalations")
-    async def escalations() -> dict[str, Any]:
+    @routes.get("/api/v1/escalations")
+    async def escalations(request: Request) -> dict[str, Any]:
         """Return the waiting parts in the order people are asked, as the panel shows them."""
-        reading = await read()
-        return view.waiting(reading.waiting, about, kept=reading.kept, now=now())
+        return await waiting(words_for(request))
 
-    @routes.post("/api/escalations/{escalation_id}/ruling")
+    @routes.post("/api/v1/escalations/{escalation_id}/lease", status_code=204)
+    async def lease(request: Request, escalation_id: str) -> None:
+        """Have a part for a minute, so that nobody else decides it meanwhile."""
+        decisions.lease(escalation_id, who_asks(request))
+
+    @routes.post("/api/v1/escalations/{escalation_id}/ruling")
     async def settle(
         request: Request,
         escalation_id: str,
         said: RulingIn,
         idempotency_key: Annotated[str, Header(min_length=16, max_length=64)],
     ) -> dict[str, Any]:
-        """Settle an escalation by hand."""
-        where = request.client.host if request.client else "panel"
+        """Decide a part. It goes out after the delay; until then it can be taken back."""
+        who, where, say = who_asks(request), _where(request), words_for(request)
+        one = next((one for one in desk.waiting() if one.escalation.id == escalation_id), None)
+        first = view.looks_first(escalation_id, look_first)
+        opinion = None if one is None else _agent_of(one)
 
-        async def make() -> Ruling:
-            return await desk.settle(
+        async def make() -> Ruling | Pending:
+            return await decisions.decide(
                 escalation_id,
-                Finding(said.finding),
-                who=f"operator@{where}",
-                defect_class=said.defect_class,
-                reason=said.reason,
+                Choice(
+                    finding=Finding(said.finding),
+                    defect_class=said.defect_class,
+                    reason=said.reason,
+                    looked_first=first,
+                ),
+                who,
+                where=where,
             )
 
-        ruling = await presses.once(idempotency_key, (escalation_id, said), make)
+        made = await presses.once(idempotency_key, (escalation_id, said, who.name), make)
         decided()
-        return {
-            "ruling_id": ruling.id,
-            "finding": ruling.finding.value,
-            "disposition": None if ruling.disposition is None else ruling.disposition.value,
-            "binding": ruling.binding,
-            "words": view.ruled(ruling),
-        }
+        answer = _told(say, made)
+        if first and opinion is not None and said.finding != "unsure":
+            answer["agent"] = view.proposal(say, opinion, about)
+            answer["agrees"] = opinion.finding.value == said.finding
+        return answer
+
+    @routes.post("/api/v1/escalations/{escalation_id}/undo")
+    async def undo(request: Request, escalation_id: str) -> dict[str, Any]:
+        """Take a decision back that has not gone out; it stays on record that it was made."""
+        taken = await decisions.undo(escalation_id, who_asks(request), where=_where(request))
+        decided()
+        return {"words": words_for(request)("undone", part=taken.part_id)}
+
+    return routes
+
+
+def picture_router(
+    *, desk: DeskView, journal: JournalView, reference: bytes | None, threads: Executor
+) -> APIRouter:
+    """Return what there is to see of waiting parts, and the good part beside them."""
+    routes = APIRouter(dependencies=[needs(Right.REVIEW)], include_in_schema=False)
+
+    @routes.get("/img/reference.png")
+    async def golden() -> Response:
+        """Return the picture of a good part that the model was released with."""
+        if reference is None:
+            raise HTTPException(status.HTTP_404_NOT_FOUND, "the release holds no good part")
+        return Response(
+            reference, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"}
+        )
 
     @routes.get("/img/escalations/{escalation_id}.jpg")
     async def picture(escalation_id: str) -> Response:
@@ -153,6 +189,34 @@ def router(
         return Response(found, media_type="image/png")
 
     return routes
+
+
+def _told(say: Words, made: Ruling | Pending) -> dict[str, Any]:
+    if isinstance(made, Pending):
+        return {
+            "finding": made.finding,
+            "pending": True,
+            "words": say(
+                "ruled.pending", part=made.part_id, finding=say(f"finding.{made.finding}").lower()
+            ),
+        }
+    return {
+        "finding": made.finding.value,
+        "pending": False,
+        "ruling_id": made.id,
+        "disposition": None if made.disposition is None else made.disposition.value,
+        "binding": made.binding,
+        "words": view.ruled(say, made),
+    }
+
+
+def _agent_of(one: WaitingView) -> Ruling | None:
+    said = one.proposal
+    return said if said is not None and said.by is Decider.AGENT else None
+
+
+def _where(request: Request) -> str:
+    return request.client.host if request.client else "panel"
 
 
 def _waiting_for(desk: DeskView, escalation_id: str) -> tuple[str, Box | None]:

@@ -30,7 +30,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from qcnode.books.forecast import Alarm
-from qcnode.panel.guard import KNOWN
+from qcnode.panel.access import Right, needs, who_asks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -55,17 +55,17 @@ def router(
     """Return the service routes."""
     routes = APIRouter()
 
-    @routes.get("/livez")
+    @routes.get("/livez", dependencies=[needs(Right.VIEW)])
     async def livez() -> dict[str, str]:
         """Say that the process runs."""
         return {"status": "alive", "version": about.version}
 
-    @routes.get("/readyz")
+    @routes.get("/readyz", dependencies=[needs(Right.VIEW)])
     async def readyz(request: Request) -> JSONResponse:
         """Say whether parts can be judged; the reasons are for whoever may see everything."""
         ready = health.ready()
         body: dict[str, Any] = {"ready": ready}
-        if request.scope[KNOWN]:
+        if Right.METRICS in who_asks(request).rights:
             body["components"] = [
                 {
                     "component": one.component,
@@ -79,7 +79,7 @@ def router(
         code = status.HTTP_200_OK if ready else status.HTTP_503_SERVICE_UNAVAILABLE
         return JSONResponse(body, status_code=code)
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", dependencies=[needs(Right.METRICS)])
     async def metrics() -> Response:
         """Return the metrics as they are now."""
         registry = CollectorRegistry(auto_describe=False)

@@ -89,6 +89,9 @@ class DeskView(Protocol):
     def waiting(self) -> Sequence[WaitingView]:
         """Return what waits, from memory."""
 
+    def hold(self, escalation_id: str, until: datetime) -> None:
+        """Keep agent and timeout off a part until then: a person has decided it."""
+
     async def learn(self, escalation_id: str, truth: Finding, *, source: str) -> Outcome:
         """Put on record what a part that was ruled on proved to be.
 
@@ -128,6 +131,7 @@ class About:
     kept. `scripted` says that answers and prices come from the scripted provider
     and nobody is charged. `on_timeout` is what becomes of a part that nobody rules on
     in time. `zone` is the zone times are shown in, the machine's own when None.
+    `defect_classes` are the names a rejected part may be given.
     """
 
     site: str
@@ -143,3 +147,4 @@ class About:
     started_at: datetime
     on_timeout: str | None = None
     zone: tzinfo | None = None
+    defect_classes: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qcnode.domain import Finding
 from qcnode.money import CostCentre
+from qcnode.panel.access import Right, needs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,7 +58,7 @@ def router(*, read: Callable[[], Awaitable[Reading]], desk: DeskView) -> APIRout
     """Return the routes about spending and what it was good for."""
     routes = APIRouter()
 
-    @routes.get("/api/spend")
+    @routes.get("/api/v1/spend", dependencies=[needs(Right.SPEND)])
     async def spend() -> dict[str, Any]:
         """Return the sums of the ledger and every budget."""
         reading = await read()
@@ -76,7 +77,7 @@ def router(*, read: Callable[[], Awaitable[Reading]], desk: DeskView) -> APIRout
             "budgets": [_budget(one) for one in outlooks],
         }
 
-    @routes.get("/api/spend.csv")
+    @routes.get("/api/v1/spend.csv", dependencies=[needs(Right.SPEND)])
     async def budgets() -> Response:
         """Return every budget as a row."""
         reading = await read()
@@ -90,7 +91,11 @@ def router(*, read: Callable[[], Awaitable[Reading]], desk: DeskView) -> APIRout
             writer.writerow(row | (row["forecast"] or {"forecast": None}))
         return Response(file.getvalue(), media_type="text/csv")
 
-    @routes.post("/api/escalations/{escalation_id}/truth", status_code=status.HTTP_201_CREATED)
+    @routes.post(
+        "/api/v1/escalations/{escalation_id}/truth",
+        status_code=status.HTTP_201_CREATED,
+        dependencies=[needs(Right.LEARN)],
+    )
     async def learn(escalation_id: str, said: TruthIn) -> dict[str, Any]:
         """Put on record what a part that was ruled on proved to be, in rework or elsewhere."""
         outcome = await desk.learn(escalation_id, Finding(said.truth), source=said.source)

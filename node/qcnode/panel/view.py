@@ -1,12 +1,15 @@
 """What the panel shows, made from what is known: words, numbers and places on a scale.
 
 Pure, and the only place where anything is computed for the screen: the browser
-draws what it is given. Whatever is not known is None and shown as a dash, never as
-zero. Money keeps its exact pico-units beside the rounded words.
+draws what it is given. Sentences come from the catalogue of the screen's language; what
+the node's parts say of themselves, and names, are passed on as they are. Whatever is not
+known is None and shown as a dash, never as zero. Money keeps its exact pico-units beside
+the rounded words.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
     from qcnode.domain import Counts, Limits, Ruling
     from qcnode.health import Health
     from qcnode.money import LedgerTotals
+    from qcnode.panel.decisions import Lease, Pending
     from qcnode.panel.sources import About, Kept, LiveView, WaitingView
+    from qcnode.panel.words import Words
 
 Json: TypeAlias = dict[str, Any]
 
@@ -52,18 +57,17 @@ _VERDICTS = {
     Verdict.UNDEFINED: ("undefined", "UNDEFINED"),
 }
 _FINDINGS = {
-    Finding.GOOD: ("good", "Good part"),
-    Finding.DEFECTIVE: ("defective", "Reject part"),
-    Finding.UNSURE: ("unsure", "Not sure"),
+    Finding.GOOD: "good",
+    Finding.DEFECTIVE: "defective",
+    Finding.UNSURE: "unsure",
 }
 _ALARMS: dict[Alarm | None, tuple[int, str | None]] = {
-    Alarm.NOT_LENT: (0, "nothing is lent"),
-    Alarm.EXHAUSTED: (1, "used up"),
-    Alarm.OVER: (2, "will not last"),
-    Alarm.MUCH: (3, "over 80 % used"),
+    Alarm.NOT_LENT: (0, "budget.not_lent"),
+    Alarm.EXHAUSTED: (1, "budget.exhausted"),
+    Alarm.OVER: (2, "budget.over"),
+    Alarm.MUCH: (3, "budget.much"),
     None: (4, None),
 }
-SCRIPTED = "scripted provider"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -139,35 +143,83 @@ def counters(counts: Counts | None) -> Json | None:
     }
 
 
-def strip(recent: Sequence[Inspection | Fault] | None) -> Json | None:
+def strip(say: Words, recent: Sequence[Inspection | Fault] | None) -> Json | None:
     """Return the last outcomes, oldest first, and the same in one sentence."""
     if recent is None:
         return None
     kinds = [_kind(outcome) for outcome in recent[-STRIP_MAX:]]
     tally = Counter(kinds)
-    words = dict(_VERDICTS.values()) | {"fault": "without a verdict"}
-    spoken = ", ".join(f"{tally[kind]} {word}" for kind, word in words.items() if tally[kind])
-    return {"kinds": kinds, "words": f"last {len(kinds)} parts: {spoken or 'none yet'}"}
+    named = [kind for kind, _ in _VERDICTS.values()] + ["fault"]
+    spoken = ", ".join(f"{tally[kind]} {say(f'strip.{kind}')}" for kind in named if tally[kind])
+    return {
+        "kinds": kinds,
+        "words": say("strip.words", count=len(kinds), spoken=spoken or say("strip.none")),
+    }
+
+
+def queue(say: Words, desk: Sequence[WaitingView], *, now: datetime) -> Json:
+    """Return how many parts wait and since when, for those who may not rule on them."""
+    oldest = min((one.escalation.opened_at for one in desk), default=None)
+    return {"total": len(desk), "oldest": None if oldest is None else age(say, now - oldest)}
 
 
 def waiting(
-    desk: Sequence[WaitingView], about: About, *, kept: Mapping[str, Kept], now: datetime
+    say: Words,
+    desk: Sequence[WaitingView],
+    about: About,
+    *,
+    kept: Mapping[str, Kept],
+    leases: Mapping[str, Lease],
+    pending: Mapping[str, Pending],
+    look_first: float,
+    now: datetime,
 ) -> Json:
     """Return the parts a person can rule on, in turn, and how many there are.
 
+    A part that somebody decided and nobody released yet is among `deciding`. Of the share
+    `look_first` the agent's opinion is left out: people look before they are told.
+
     `more` names those beyond the shown ones: a part that is named nowhere is settled.
     """
-    turn = in_turn(desk)
+    turn = in_turn([one for one in desk if one.escalation.id not in pending])
     oldest = min((one.escalation.opened_at for one in turn), default=None)
     return {
         "total": len(turn),
-        "oldest": None if oldest is None else age(now - oldest),
+        "oldest": None if oldest is None else age(say, now - oldest),
         "parts": [
-            _waiting_part(one, about, kept.get(one.escalation.inspection_id), now)
+            _waiting_part(
+                say,
+                one,
+                about,
+                kept=kept.get(one.escalation.inspection_id),
+                lease=leases.get(one.escalation.id),
+                look_first=look_first,
+                now=now,
+            )
             for one in turn[:WAITING_SHOWN_MAX]
         ],
         "more": [one.escalation.id for one in turn[WAITING_SHOWN_MAX:]],
+        "deciding": [
+            {
+                "id": one.escalation_id,
+                "part_id": one.part_id,
+                "word": say(f"finding.{one.finding}"),
+                "who": one.who,
+                "tag": one.tag,
+                "left_s": max(0, math.ceil((one.release_at - now).total_seconds())),
+            }
+            for one in pending.values()
+        ],
     }
+
+
+def looks_first(escalation_id: str, share: float) -> bool:
+    """Say whether of this part the agent's opinion is shown only after the person's own.
+
+    It hangs on the id alone, so it is the same for everybody and after a restart.
+    """
+    digest = hashlib.sha256(escalation_id.encode()).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
 def in_turn(desk: Sequence[WaitingView]) -> list[WaitingView]:
@@ -177,12 +229,13 @@ def in_turn(desk: Sequence[WaitingView]) -> list[WaitingView]:
     )
 
 
-def settled(rulings: Sequence[Ruling], about: About) -> Json:
+def settled(say: Words, rulings: Sequence[Ruling], about: About) -> Json:
     """Say of each escalation that was settled lately by whom, in one sentence."""
-    return {ruling.escalation_id: _settled_words(ruling, about) for ruling in rulings}
+    return {ruling.escalation_id: _settled_words(say, ruling, about) for ruling in rulings}
 
 
 def money(
+    say: Words,
     totals: LedgerTotals | None,
     about: About,
     *,
@@ -191,7 +244,7 @@ def money(
     now: datetime,
 ) -> Json:
     """Return the books in one look. Measured, held and unpriced are never added up."""
-    view: Json = {"scripted": SCRIPTED if about.scripted else None}
+    view: Json = {"scripted": say("scripted") if about.scripted else None}
     if totals is None or outlooks is None:
         return view | {"known": False}
     limited = {currency for one in outlooks if (currency := one.state.budget.currency)}
@@ -213,46 +266,64 @@ def money(
         "open": totals.open,
         "indeterminate": totals.indeterminate,
         "unpriced": totals.unpriced,
-        "unpriced_words": f"{totals.unpriced} attempt{'' if totals.unpriced == 1 else 's'}",
+        "unpriced_words": say.count("money.unpriced", totals.unpriced),
         "input_tokens": grouped(totals.input_tokens),
         "output_tokens": grouped(totals.output_tokens),
-        "budgets": budgets(outlooks, about, now=now),
+        "budgets": budgets(say, outlooks, about, now=now),
         "entries": totals.entries,
         "unconfirmed": waits,
-        "unconfirmed_words": None if waits is None else f"{waits} of {totals.entries}",
+        "unconfirmed_words": None
+        if waits is None
+        else say("money.of", part=waits, whole=totals.entries),
     }
 
 
-def budgets(outlooks: Sequence[Outlook], about: About, *, now: datetime) -> Json:
+def budgets(say: Words, outlooks: Sequence[Outlook], about: About, *, now: datetime) -> Json:
     """Return the budgets, those with an alarm first, and how many more there are."""
     turn = sorted(outlooks, key=lambda one: _ALARMS[one.alarm][0])
     return {
-        "shown": [_budget(one, about, now) for one in turn[:BUDGETS_SHOWN_MAX]],
+        "shown": [_budget(say, one, about, now) for one in turn[:BUDGETS_SHOWN_MAX]],
         "more": max(0, len(turn) - BUDGETS_SHOWN_MAX),
     }
 
 
-def _budget(one: Outlook, about: About, now: datetime) -> Json:
+def bars(
+    say: Words, outlooks: Sequence[Outlook] | None, about: About, *, now: datetime
+) -> Json | None:
+    """Return the budgets as bars without a figure, for those who may see no money."""
+    if outlooks is None:
+        return None
+    shown = budgets(say, outlooks, about, now=now)
+    names = ("name", "window", "alarm", "bad", "bar")
+    return shown | {"shown": [{name: one[name] for name in names} for one in shown["shown"]]}
+
+
+def _budget(say: Words, one: Outlook, about: About, now: datetime) -> Json:
     state, coming = one.state, one.forecast
     budget, limit = state.budget, state.limit
     rank, word = _ALARMS[one.alarm]
     return {
         "name": budget.name,
-        "window": f"this {budget.window}",
+        "window": say(f"budget.this.{budget.window}"),
         "scope": ", ".join(
             f"{name} {value}"
             for name in CostCentre.__slots__
             if (value := getattr(budget.scope, name))
         ),
-        "used": f"{quantity(state.used, budget)} of {quantity(limit, budget)} {_unit(budget)}"
+        "used": say(
+            "budget.used",
+            used=quantity(state.used, budget),
+            limit=quantity(limit, budget),
+            unit=budget.currency or say(f"budget.unit.{budget.unit}"),
+        )
         if state.lent
         else DASH,
         "held": quantity(state.held, budget) if state.held else None,
-        "forecast": None if coming is None else _coming(coming, budget),
+        "forecast": None if coming is None else _coming(say, coming, budget),
         "used_up": None
         if coming is None or coming.used_up_us is None
         else clock(_time(coming.used_up_us), about.zone, near=now, seconds=False),
-        "alarm": word,
+        "alarm": None if word is None else say(word),
         "bad": rank < 2,  # noqa: PLR2004  # nothing may be asked any more
         # Everything as a share of the limit, at the right end of the bar.
         "bar": {
@@ -266,18 +337,16 @@ def _budget(one: Outlook, about: About, now: datetime) -> Json:
     }
 
 
-def _coming(coming: Forecast, budget: Budget) -> str:
+def _coming(say: Words, coming: Forecast, budget: Budget) -> str:
     low, high = quantity(coming.low, budget), quantity(coming.high, budget)
-    likely = f" ({low} to {high})" if low != high else ""
-    return f"ends at {quantity(coming.expected, budget)}{likely}"
+    expected = quantity(coming.expected, budget)
+    if low == high:
+        return say("budget.ends", expected=expected)
+    return say("budget.ends.likely", expected=expected, low=low, high=high)
 
 
 def _share(part: int, whole: int) -> float:
     return round(min(max(part / whole, 0.0), 1.0), 4) if whole else float(part > 0)
-
-
-def _unit(budget: Budget) -> str:
-    return budget.currency or budget.unit
 
 
 def _time(at_us: int) -> datetime:
@@ -312,7 +381,7 @@ def amount(pico: int) -> str:
     return f"{sign}{micro // MICRO_PER_UNIT}.{micro % MICRO_PER_UNIT:06d}"
 
 
-def health(board: Sequence[Health], about: About, *, now: datetime) -> Json:
+def health(say: Words, board: Sequence[Health], about: About, *, now: datetime) -> Json:
     """Return every component in words, and the one the strip at the top speaks of."""
     known = {one.component: one for one in board}
     names = [*EXPECTED, *(name for name in known if name not in EXPECTED)]
@@ -321,13 +390,14 @@ def health(board: Sequence[Health], about: About, *, now: datetime) -> Json:
     rows = []
     for name in names:
         one = known.get(name)
-        note = SCRIPTED if name == "provider" and about.scripted else None
-        words = "has not reported yet" if one is None else one.words
+        note = say("scripted") if name == "provider" and about.scripted else None
+        words = say("health.silent") if one is None else one.words
         if note is not None:  # The chip names it already.
             words = words.removeprefix(f"{about.provider} ")
         rows.append(
             {
                 "component": name,
+                "name": _component(say, name),
                 "state": "silent" if one is None else "well" if one.ok else "unwell",
                 "needed": one is not None and one.needed,
                 "words": words,
@@ -344,7 +414,7 @@ def health(board: Sequence[Health], about: About, *, now: datetime) -> Json:
         if worst is None
         else {
             "needed": worst.needed,
-            "words": f"{worst.component}: {worst.words}",
+            "words": say("alarm.words", name=_component(say, worst.component), words=worst.words),
             "more": len(unwell) - 1,
         },
         # While the line stands no newer part can come, and the last one is no current one.
@@ -353,9 +423,9 @@ def health(board: Sequence[Health], about: About, *, now: datetime) -> Json:
     }
 
 
-def about_words(about: About) -> Json:
+def about_words(say: Words, about: About) -> Json:
     """Return what this node is: names, model, guarantee, provider."""
-    provider = about.provider or "no provider"
+    provider = about.provider or say("about.no_provider")
     if about.provider_model:
         provider = f"{provider} · {about.provider_model}"
     return {
@@ -366,39 +436,67 @@ def about_words(about: About) -> Json:
         "model": about.model,
         "guarantee": about.guarantee,
         "provider": provider,
-        "scripted": SCRIPTED if about.scripted else None,
+        "scripted": say("scripted") if about.scripted else None,
+        "defect_classes": list(about.defect_classes),
         "since": clock(about.started_at, about.zone, day=True),
     }
 
 
-def pulse(now: datetime, about: About, live: LiveView | None) -> Json:
+def pulse(say: Words, now: datetime, about: About, live: LiveView | None) -> Json:
     """Return what changes by itself: the clock, and how old the current part is."""
-    shown = None if live is None else age(now - live.inspection.captured_at)
+    shown = None if live is None else age(say, now - live.inspection.captured_at)
     return {"now": clock(now, about.zone), "part_age": shown}
 
 
-def ruled(ruling: Ruling) -> str:
+def wall(
+    say: Words,
+    counts: Counts | None,
+    recent: Sequence[Inspection | Fault] | None,
+    *,
+    running: bool,
+    called: timedelta | None,
+) -> Json | None:
+    """Return how a line does in four figures; None where that is not known."""
+    if counts is None or recent is None:
+        return None
+    times = [one.captured_at for one in recent if isinstance(one, Inspection)]
+    span = (times[-1] - times[0]).total_seconds() if len(times) > 1 else 0.0
+    return {
+        "running": running,
+        "yield": f"{counts.ok / counts.parts:.1%}" if counts.parts else None,
+        "rate": f"{60 * (len(times) - 1) / span:.0f}" if running and span else None,
+        "waiting": str(counts.waiting),
+        "help": None if called is None else age(say, called),
+    }
+
+
+def ruled(say: Words, ruling: Ruling) -> str:
     """Say what a ruling did, in one sentence."""
     if ruling.disposition is None:
-        return f"{ruling.part_id}: not sure, noted. The part goes on waiting."
-    word = _FINDINGS[ruling.finding][1]
-    return f"{ruling.part_id}: {word.lower()}, {ruling.disposition.value.lower()}. By {ruling.who}."
+        return say("ruled.unsure", part=ruling.part_id)
+    return say(
+        "ruled",
+        part=ruling.part_id,
+        finding=say(f"finding.{_FINDINGS[ruling.finding]}").lower(),
+        disposition=say(f"disposition.{ruling.disposition.value}"),
+        who=ruling.who,
+    )
 
 
-def age(span: timedelta) -> str:
+def age(say: Words, span: timedelta) -> str:
     """Say a span of time as people say it; one that lies ahead counts as nothing."""
     seconds = max(0.0, span.total_seconds())
     if seconds < 10:  # noqa: PLR2004  # tenths only tell something while they are seen to move
-        return f"{seconds:.1f} s"
+        return say("age.s", s=f"{seconds:.1f}")
     if seconds < 60:  # noqa: PLR2004  # seconds in a minute
-        return f"{int(seconds)} s"
+        return say("age.s", s=int(seconds))
     minutes, seconds = divmod(int(seconds), 60)
     if minutes < 60:  # noqa: PLR2004  # minutes in an hour
-        return f"{minutes} min {seconds:02d} s"
+        return say("age.min", min=minutes, s=f"{seconds:02d}")
     hours, minutes = divmod(minutes, 60)
     if hours < 48:  # noqa: PLR2004  # up to two days hours say more
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} days"
+        return say("age.h", h=hours, min=f"{minutes:02d}")
+    return say("age.days", days=hours // 24)
 
 
 def clock(
@@ -427,43 +525,65 @@ def _kind(outcome: Inspection | Fault) -> str:
     return "fault" if isinstance(outcome, Fault) else _VERDICTS[outcome.verdict][0]
 
 
-def _settled_words(ruling: Ruling, about: About) -> str:
-    became = "" if ruling.disposition is None else f", {ruling.disposition.value.lower()}"
+def _component(say: Words, name: str) -> str:
+    return say(f"component.{name}") if f"component.{name}" in say else name
+
+
+def _settled_words(say: Words, ruling: Ruling, about: About) -> str:
+    disposition = ruling.disposition
+    became = "" if disposition is None else f", {say(f'disposition.{disposition.value}')}"
     if ruling.by is Decider.TIMEOUT:
-        return f"{ruling.part_id}: nobody ruled in time{became}"
+        return say("settled.timeout", part=ruling.part_id) + became
     who = ruling.who
     if ruling.by is Decider.AGENT:
-        who = f"the agent ({SCRIPTED})" if about.scripted else "the agent"
-    return f"{ruling.part_id}: settled by {who}{became}"
+        who = say("settled.agent.scripted" if about.scripted else "settled.agent")
+    return say("settled", part=ruling.part_id, who=who) + became
 
 
-def _waiting_part(one: WaitingView, about: About, kept: Kept | None, now: datetime) -> Json:
+def _waiting_part(
+    say: Words,
+    one: WaitingView,
+    about: About,
+    *,
+    kept: Kept | None,
+    lease: Lease | None,
+    look_first: float,
+    now: datetime,
+) -> Json:
     escalation = one.escalation
-    waited = now - escalation.opened_at
-    fate = "Goes the safe way" if about.on_timeout is None else f"Becomes {about.on_timeout}"
+    waited, left = now - escalation.opened_at, age(say, escalation.expires_at - now)
+    hidden = looks_first(escalation.id, look_first)
     return {
         "id": escalation.id,
         "part_id": escalation.part_id,
-        "reason": escalation.reason,
+        "reason": say("waiting.audit") if escalation.audit else escalation.reason,
         "scale": scale(escalation.score, about.limits),
         "picture": None if kept is None else kept.picture,
         "heat": None if kept is None else kept.heat,
-        "age": age(waited),
-        "expires": f"{fate} in {age(escalation.expires_at - now)}",
+        "age": age(say, waited),
+        "expires": say("waiting.safe", left=left)
+        if about.on_timeout is None
+        else say("waiting.becomes", what=about.on_timeout, left=left),
+        "late": waited * 2 >= escalation.expires_at - escalation.opened_at,
         "with_agent": one.with_agent,
         "ready": not one.with_agent or waited >= AGENT_FIRST,
-        "proposal": None if one.proposal is None else _proposal(one.proposal, about),
+        "look_first": hidden,
+        "proposal": None
+        if one.proposal is None or (hidden and one.proposal.by is Decider.AGENT)
+        else proposal(say, one.proposal, about),
+        "lease": None if lease is None else {"who": lease.who},
     }
 
 
-def _proposal(ruling: Ruling, about: About) -> Json:
-    kind, word = _FINDINGS[ruling.finding]
+def proposal(say: Words, ruling: Ruling, about: About) -> Json:
+    """Return what was said of a part that still waits."""
+    kind = _FINDINGS[ruling.finding]
     by_agent = ruling.by is Decider.AGENT
     return {
         "kind": kind,
-        "word": word,
+        "word": say(f"finding.{kind}"),
         "who": ruling.who,
-        "by": SCRIPTED if by_agent and about.scripted else ruling.by.value,
+        "by": say("scripted") if by_agent and about.scripted else say(f"by.{ruling.by.value}"),
         "awaits": not ruling.binding and ruling.disposition is not None,
         "reason": ruling.reason,
         "defect_class": ruling.defect_class,

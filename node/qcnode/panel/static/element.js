@@ -14,7 +14,8 @@ export class QcElement extends HTMLElement {
     const name = /** @type {typeof QcElement} */ (this.constructor).section;
     link.addEventListener("state", (event) => {
       const news = /** @type {CustomEvent} */ (event).detail;
-      if (name in news) this.render(news[name]);
+      // What a person may do hangs on who they are.
+      if (name in news || "who" in news) this.render(link.sections[name] ?? null);
     });
     link.addEventListener("lost", () => this.render(null));
   }

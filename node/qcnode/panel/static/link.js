@@ -5,30 +5,13 @@
  * shown hangs on it: nothing that was heard before a loss is live after it.
  */
 
+import { unpack } from "./message.js";
+
 const SILENCE_MS = 2500;
 const WATCH_MS = 250;
 const WAIT_MIN_MS = 500;
 const WAIT_MAX_MS = 8000;
-
-/**
- * @typedef {object} Part
- * @property {Record<string, any>} header
- * @property {Uint8Array} heat rows x columns, as the header says
- * @property {ImageBitmap|null} bitmap
- */
-
-/**
- * Take one message apart: u32 header length, u32 heat length, header, heat, JPEG.
- * @param {ArrayBuffer} buffer
- */
-export function unpack(buffer) {
-  const view = new DataView(buffer);
-  const head = view.getUint32(0, true);
-  const warm = view.getUint32(4, true);
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, head)));
-  const heat = new Uint8Array(buffer, 8 + head, warm);
-  return { header, heat, jpeg: new Uint8Array(buffer, 8 + head + warm) };
-}
+const TOUCHED_MS = 10_000;
 
 class Link extends EventTarget {
   live = false;
@@ -39,11 +22,13 @@ class Link extends EventTarget {
   #heard = 0;
   #wait = WAIT_MIN_MS;
   #painted = 0;
+  #touched = -TOUCHED_MS;
 
   start() {
     this.#connect();
     setInterval(() => this.#watch(), WATCH_MS);
     document.addEventListener("visibilitychange", () => this.#tellShown());
+    for (const kind of ["pointerdown", "keydown"]) document.addEventListener(kind, () => this.#tellTouched(), true);
   }
 
   #connect() {
@@ -85,6 +70,14 @@ class Link extends EventTarget {
 
   #tellShown() {
     this.#tell(this.#socket, { type: "shown", visible: !document.hidden });
+  }
+
+  /** Say now and then that somebody is there: without it the node signs them out. */
+  #tellTouched() {
+    const now = performance.now();
+    if (now - this.#touched < TOUCHED_MS) return;
+    this.#touched = now;
+    this.#tell(this.#socket, { type: "touched" });
   }
 
   /**

@@ -1,20 +1,30 @@
-/** The worst thing that is not well, in words, at the top of the screen. */
+/** The strip on every page: the worst alarm nobody has seen, in words, and how many there are. */
 import { el } from "./dom.js";
 import { QcElement } from "./element.js";
-import { shape } from "./shapes.js";
+import { priority } from "./shapes.js";
+import { t } from "./words.js";
 
 export class QcAlarm extends QcElement {
-  static section = "health";
+  static section = "alarms";
 
-  /** @param {any} health */
-  render(health) {
-    const alarm = health?.alarm;
-    this.className = alarm ? (alarm.needed ? "bad" : "warn") : "";
-    if (!alarm) {
-      this.replaceChildren();
+  /** @param {any} alarms */
+  render(alarms) {
+    this.className = "";
+    this.replaceChildren();
+    if (!alarms) return;
+    const { worst, counts } = alarms;
+    if (worst) {
+      this.className = `p${worst.priority} ${worst.state}`;
+      const words = [worst.name, worst.words].filter(Boolean).join(": ");
+      this.append(priority(worst.priority), el("a", { href: "/alarms", title: words }, words));
+    }
+    const all = Object.entries(counts).filter(([, count]) => Number(count) > 0);
+    if (!all.length) {
+      this.append(el("span", { class: "fine" }, t("alarms.none")));
       return;
     }
-    this.replaceChildren(shape("unwell"), el("span", { title: alarm.words }, alarm.words));
-    if (alarm.more > 0) this.append(el("b", {}, `and ${alarm.more} more`));
+    const tally = el("a", { href: "/alarms", class: "tally", "aria-label": t("alarms.tally") });
+    for (const [rank, count] of all) tally.append(el("span", {}, priority(Number(rank)), String(count)));
+    this.append(tally);
   }
 }

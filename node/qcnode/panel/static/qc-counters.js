@@ -2,18 +2,19 @@
 import { el, say } from "./dom.js";
 import { QcElement } from "./element.js";
 import { shape } from "./shapes.js";
+import { t } from "./words.js";
 
-/** [name, label, shape] */
+/** [name, shape] */
 const CELLS = [
-  ["parts", "parts", ""],
-  ["ok", "OK", "ok"],
-  ["not_ok", "NOT OK", "not_ok"],
-  ["not_decidable", "not decidable", "not_decidable"],
-  ["undefined", "undefined", "undefined"],
-  ["faults", "faults", "fault"],
-  ["escalated", "escalated", ""],
-  ["ruled", "ruled", ""],
-  ["waiting", "waiting", ""],
+  ["parts", ""],
+  ["ok", "ok"],
+  ["not_ok", "not_ok"],
+  ["not_decidable", "not_decidable"],
+  ["undefined", "undefined"],
+  ["faults", "fault"],
+  ["escalated", ""],
+  ["ruled", ""],
+  ["waiting", ""],
 ];
 
 export class QcCounters extends QcElement {
@@ -22,9 +23,9 @@ export class QcCounters extends QcElement {
   #values = {};
 
   build() {
-    for (const [name, label, kind] of CELLS) {
+    for (const [name, kind] of CELLS) {
       this.#values[name] = el("b", { "data-value": name });
-      const words = el("span", {}, label);
+      const words = el("span", {}, t(`count.${name}`));
       if (kind) words.prepend(shape(kind));
       this.append(el("p", {}, this.#values[name], words));
     }

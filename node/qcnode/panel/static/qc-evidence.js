@@ -1,8 +1,7 @@
 /** The picture of a waiting part: where the evidence is, or whole, with heat or without. */
 import { el } from "./dom.js";
 import { heatPicture, paint, wipe } from "./paint.js";
-
-const NONE = "No picture of this part: look at it in the divert lane";
+import { t } from "./words.js";
 
 /**
  * @param {string} url
@@ -41,8 +40,8 @@ export class QcEvidence extends HTMLElement {
     if (this.canvas) return;
     this.canvas = /** @type {HTMLCanvasElement} */ (el("canvas", { role: "img" }));
     this.notice = el("p", { class: "notice" });
-    this.near = el("button", { type: "button", class: "tool", "aria-pressed": "true" }, "Zoom");
-    this.hot = el("button", { type: "button", class: "tool second", "aria-pressed": "true" }, "Heat");
+    this.near = el("button", { type: "button", class: "tool", "aria-pressed": "true" }, t("zoom"));
+    this.hot = el("button", { type: "button", class: "tool second", "aria-pressed": "true" }, t("heat"));
     this.near.addEventListener("click", () => this.flip("near"));
     this.hot.addEventListener("click", () => this.flip("hot"));
     this.append(this.canvas, this.notice, this.near, this.hot);
@@ -51,7 +50,7 @@ export class QcEvidence extends HTMLElement {
 
   /**
    * Show a waiting part, null for none. What is not kept, or not known to be, is not asked for.
-   * @param {{id: string, picture: boolean|null, heat: boolean|null}|null} part
+   * @param {{id: string, part_id: string, picture: boolean|null, heat: boolean|null}|null} part
    */
   async show(part) {
     const wanted = part ? `${part.picture} ${part.heat} ${part.id}` : "";
@@ -76,8 +75,8 @@ export class QcEvidence extends HTMLElement {
     this.#box = seen?.box ? { left, top, width, height } : null;
     this.dataset.shown = seen ? part.id : "";
     this.toggleAttribute("data-none", !seen);
-    this.notice?.replaceChildren(...(seen ? [] : [NONE]));
-    this.canvas?.setAttribute("aria-label", seen ? `Picture of ${part.id}` : NONE);
+    this.notice?.replaceChildren(...(seen ? [] : [t("evidence.none")]));
+    this.canvas?.setAttribute("aria-label", seen ? t("evidence.of", { part: part.part_id }) : t("evidence.none"));
     this.#paint();
   }
 

@@ -3,10 +3,11 @@ import { el, say } from "./dom.js";
 import { QcElement } from "./element.js";
 import { link } from "./link.js";
 import { heatPicture, paint, wipe } from "./paint.js";
+import { t } from "./words.js";
 
 export class QcFrame extends QcElement {
   static section = "health";
-  /** @type {import("./link.js").Part|null} */
+  /** @type {import("./message.js").Part|null} */
   #part = null;
   /** @type {OffscreenCanvas|null} */
   #heat = null;
@@ -15,9 +16,9 @@ export class QcFrame extends QcElement {
   #heard = "";
 
   build() {
-    this.canvas = /** @type {HTMLCanvasElement} */ (el("canvas", { role: "img", "aria-label": "Current part" }));
+    this.canvas = /** @type {HTMLCanvasElement} */ (el("canvas", { role: "img", "aria-label": t("part.current") }));
     this.notice = el("p", { class: "notice", role: "status" });
-    this.toggle = el("button", { type: "button", class: "tool", "aria-pressed": "true" }, "Heat");
+    this.toggle = el("button", { type: "button", class: "tool", "aria-pressed": "true" }, t("heat"));
     this.toggle.addEventListener("click", () => this.#flip());
     this.append(this.canvas, this.notice, this.toggle);
     new ResizeObserver(() => this.#paint()).observe(this.canvas);
@@ -28,17 +29,17 @@ export class QcFrame extends QcElement {
   /** @param {any} health */
   render(health) {
     if (!health) {
-      this.#tell("NO LIVE DATA", this.#heard ? `since ${this.#heard}` : "connecting");
+      this.#tell(t("no_live_data"), this.#heard ? t("since", { at: this.#heard }) : t("connecting"));
       this.dataset.state = "dead";
     } else if (!health.line_well) {
-      this.#tell("NOT LIVE", `line: ${health.line_words ?? ""}`);
+      this.#tell(t("not_live"), `${t("component.line")}: ${health.line_words ?? ""}`);
       this.dataset.state = "dead";
     } else if (!this.#part) {
       if (this.canvas) wipe(this.canvas);
-      this.#tell("WAITING FOR A PART", "");
+      this.#tell(t("frame.waiting"), "");
       this.dataset.state = "empty";
     } else if (!this.#part.bitmap) {
-      this.#tell("NO PICTURE", this.#part.header.part.reason ?? "");
+      this.#tell(t("frame.none"), this.#part.header.part.reason ?? "");
       this.dataset.state = "empty";
     } else {
       this.dataset.state = "live";
@@ -64,7 +65,7 @@ export class QcFrame extends QcElement {
     this.notice?.replaceChildren(el("strong", {}, loud), el("span", {}, words));
   }
 
-  /** @param {import("./link.js").Part} part */
+  /** @param {import("./message.js").Part} part */
   #take(part) {
     this.#part?.bitmap?.close();
     this.#part = part;
@@ -83,9 +84,9 @@ export class QcFrame extends QcElement {
   #paint() {
     if (!this.canvas || !this.#part) return;
     const { bitmap, header } = this.#part;
-    this.canvas.setAttribute("aria-label", `Part ${header.part.part_id}`);
+    this.canvas.setAttribute("aria-label", t("part.named", { part: header.part.part_id }));
     if (bitmap) paint(this.canvas, bitmap, this.#hot ? this.#heat : null, null);
     else wipe(this.canvas);
-    say(/** @type {Element} */ (this.toggle), this.#heat ? "Heat" : "No heat");
+    say(/** @type {Element} */ (this.toggle), t(this.#heat ? "heat" : "heat.none"));
   }
 }

@@ -2,6 +2,7 @@
 import { DASH, el } from "./dom.js";
 import { QcElement } from "./element.js";
 import { shape } from "./shapes.js";
+import { t } from "./words.js";
 
 export class QcHealth extends QcElement {
   static section = "health";
@@ -19,15 +20,15 @@ export class QcHealth extends QcElement {
           {
             class: `${row.state}${row.needed ? " needed" : ""}`,
             "data-component": row.component,
-            "aria-label": `${row.component}, ${row.state}: ${said}`,
+            "aria-label": `${row.name}, ${t(`state.${row.state}`)}: ${said}`,
           },
           shape(row.state),
-          el("b", {}, row.component),
+          el("b", {}, row.name),
           words,
-          el("time", {}, row.since ? `since ${row.since}` : DASH),
+          el("time", {}, row.since ? t("since", { at: row.since }) : DASH),
         ),
       );
     }
-    this.replaceChildren(el("h2", {}, "Health"), health ? list : el("p", { class: "dash" }, DASH));
+    this.replaceChildren(el("h2", {}, t("page.health")), health ? list : el("p", { class: "dash" }, DASH));
   }
 }

@@ -1,7 +1,7 @@
 /** Whether this screen hears the node, and the node's own clock. */
 import { el } from "./dom.js";
 import { QcElement } from "./element.js";
-import { shape } from "./shapes.js";
+import { t } from "./words.js";
 
 export class QcLink extends QcElement {
   static section = "pulse";
@@ -9,6 +9,6 @@ export class QcLink extends QcElement {
   /** @param {any} pulse */
   render(pulse) {
     this.className = pulse ? "" : "bad";
-    this.replaceChildren(shape(pulse ? "well" : "unwell"), el("span", {}, pulse ? `live ${pulse.now}` : "NO LIVE DATA"));
+    this.replaceChildren(el("span", {}, pulse ? pulse.now : t("no_live_data")));
   }
 }

@@ -1,6 +1,8 @@
 /** What was spent: measured, held and unpriced side by side, never added up; and the budgets. */
-import { DASH, el, svg } from "./dom.js";
+import { bar } from "./budgets.js";
+import { DASH, el } from "./dom.js";
 import { QcElement } from "./element.js";
+import { t } from "./words.js";
 
 /**
  * @param {string} label
@@ -14,39 +16,16 @@ function fact(label, value, name = "", abnormal = false) {
   return el("div", {}, el("dt", {}, label), shown);
 }
 
-/** @param {number} share */
-const percent = (share) => `${share * 100}%`;
-
-/**
- * Spent, held behind it, and where the window is likely to end; the limit is the right end.
- * @param {any} shares
- */
-function bar(shares) {
-  const picture = svg("svg", { class: "budget-bar", "aria-hidden": "true" });
-  picture.append(
-    svg("rect", { class: "held", width: percent(shares.held), height: "100%" }),
-    svg("rect", { class: "spent", width: percent(shares.spent), height: "100%" }),
-  );
-  if (shares.expected !== null) {
-    const at = percent(shares.expected);
-    picture.append(
-      svg("line", { class: "likely", x1: percent(shares.low), x2: percent(shares.high), y1: "50%", y2: "50%" }),
-      svg("line", { class: "expected", x1: at, x2: at, y1: 0, y2: "100%" }),
-    );
-  }
-  return picture;
-}
-
 /** @param {any} budget */
 function row(budget) {
   const name = el("b", {}, budget.name);
   const head = el("p", { class: "head" }, el("span", {}, name, ` ${budget.window}`), el("span", { "data-value": "used" }, budget.used));
   const fine = el("p", { class: "fine" });
-  const said = [budget.forecast, budget.used_up && `used up about ${budget.used_up}`, budget.held && `${budget.held} held`];
-  const words = said.filter(Boolean).join(" \u00b7 ") || "nothing counted yet";
+  const said = [budget.forecast, budget.used_up && t("budget.used_up", { at: budget.used_up }), budget.held && t("budget.held", { held: budget.held })];
+  const words = said.filter(Boolean).join(" \u00b7 ") || t("budget.nothing");
   if (budget.alarm) fine.append(el("b", { class: budget.bad ? "bad" : "warn" }, budget.alarm), " \u00b7 ");
   fine.append(words);
-  const whose = budget.scope ? { title: `for ${budget.scope}` } : {};
+  const whose = budget.scope ? { title: t("budget.for", { scope: budget.scope }) } : {};
   return el("li", { "data-budget": budget.name, ...whose }, head, bar(budget.bar), fine);
 }
 
@@ -55,10 +34,10 @@ export class QcMoney extends QcElement {
 
   /** @param {any} money */
   render(money) {
-    const title = el("h2", {}, "Tokens and cost");
-    if (money?.scripted) title.append(el("span", { class: "chip" }, `${money.scripted}: nobody is charged`));
+    const title = el("h2", {}, t("money.title"));
+    if (money?.scripted) title.append(el("span", { class: "chip" }, t("money.scripted", { scripted: money.scripted })));
     const known = money?.known ? money : null;
-    const table = el("table", {}, el("tr", {}, ...["", "measured", "held", "unpriced"].map((head) => el("th", {}, head))));
+    const table = el("table", {}, el("tr", {}, el("td", {}), ...["measured", "held", "unpriced"].map((head) => el("th", {}, t(`money.${head}`)))));
     const rows = known?.rows.length ? known.rows : [{ currency: DASH, measured: DASH, held: DASH }];
     for (const row of rows) {
       table.append(
@@ -75,17 +54,17 @@ export class QcMoney extends QcElement {
     const list = el(
       "dl",
       { class: "facts two" },
-      fact("Tokens in", known?.input_tokens ?? null, "input_tokens"),
-      fact("Tokens out", known?.output_tokens ?? null, "output_tokens"),
-      fact("Attempts", known?.attempts ?? null, "attempts"),
-      fact("Open", known?.open ?? null, "open"),
-      fact("Indeterminate", known?.indeterminate ?? null, "indeterminate", known?.indeterminate > 0),
-      fact("Unconfirmed", known?.unconfirmed_words ?? null, "unconfirmed"),
+      fact(t("money.input_tokens"), known?.input_tokens ?? null, "input_tokens"),
+      fact(t("money.output_tokens"), known?.output_tokens ?? null, "output_tokens"),
+      fact(t("money.attempts"), known?.attempts ?? null, "attempts"),
+      fact(t("money.open"), known?.open ?? null, "open"),
+      fact(t("money.indeterminate"), known?.indeterminate ?? null, "indeterminate", known?.indeterminate > 0),
+      fact(t("money.unconfirmed"), known?.unconfirmed_words ?? null, "unconfirmed"),
     );
     const budgets = el("ul", { class: "budgets" });
     for (const budget of known?.budgets.shown ?? []) budgets.append(row(budget));
-    if (known?.budgets.more) budgets.append(el("li", { class: "fine" }, `and ${known.budgets.more} more`));
-    if (known && !known.budgets.shown.length) budgets.append(el("li", { class: "fine" }, "No budget: nothing is limited."));
+    if (known?.budgets.more) budgets.append(el("li", { class: "fine" }, t("and_more", { count: known.budgets.more })));
+    if (known && !known.budgets.shown.length) budgets.append(el("li", { class: "fine" }, t("budget.none")));
     this.replaceChildren(title, table, budgets, list);
   }
 }

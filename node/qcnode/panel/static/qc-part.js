@@ -4,14 +4,9 @@ import { QcElement } from "./element.js";
 import { link } from "./link.js";
 import { drawScale } from "./scale.js";
 import { shape } from "./shapes.js";
+import { t } from "./words.js";
 
-const ROWS = [
-  ["part_id", "Part"],
-  ["action", "Gate"],
-  ["latency", "Decided in"],
-  ["captured", "Taken"],
-  ["age", "Age"],
-];
+const ROWS = ["part_id", "action", "latency", "captured", "age"];
 
 export class QcPart extends QcElement {
   static section = "pulse";
@@ -23,9 +18,9 @@ export class QcPart extends QcElement {
     this.scale = el("div", { class: "scale" });
     this.reason = el("p", { class: "reason" });
     const list = el("dl", { class: "facts" });
-    for (const [name, label] of ROWS) {
+    for (const name of ROWS) {
       this.#values[name] = el("dd", { "data-value": name });
-      list.append(el("div", {}, el("dt", {}, label), this.#values[name]));
+      list.append(el("div", {}, el("dt", {}, t(`fact.${name}`)), this.#values[name]));
     }
     this.append(this.verdict, this.scale, this.reason, list);
     link.addEventListener("part", (event) => this.#take(/** @type {CustomEvent} */ (event).detail));
@@ -41,12 +36,12 @@ export class QcPart extends QcElement {
     say(this.#values.age, pulse?.part_age);
   }
 
-  /** @param {import("./link.js").Part} message */
+  /** @param {import("./message.js").Part} message */
   #take({ header }) {
     const part = header.part;
     this.dataset.number = String(part.number);
     this.dataset.kind = part.verdict.kind;
-    this.verdict?.replaceChildren(shape(part.verdict.kind), el("span", {}, part.verdict.word));
+    this.verdict?.replaceChildren(shape(part.verdict.kind), el("span", {}, t(`verdict.${part.verdict.kind}`)));
     if (this.scale) drawScale(this.scale, part.scale);
     if (this.reason) this.reason.textContent = part.reason ?? "";
     for (const name of ["part_id", "action", "latency", "captured"]) say(this.#values[name], part[name]);

@@ -1,6 +1,7 @@
 /** The last verdicts, newest at the right: each kind has a height and a pattern of its own. */
 import { el, say, svg } from "./dom.js";
 import { QcElement } from "./element.js";
+import { t } from "./words.js";
 
 const SLOTS = 120;
 /** Bars of each kind, as [top, height] of 32. */
@@ -31,7 +32,7 @@ export class QcStrip extends QcElement {
       ),
     );
     this.drawing?.replaceChildren(...bars);
-    this.drawing?.setAttribute("aria-label", strip?.words ?? "not known");
+    this.drawing?.setAttribute("aria-label", strip?.words ?? t("unknown"));
     if (this.words) say(this.words, strip?.words);
   }
 }

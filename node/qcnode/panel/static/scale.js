@@ -1,5 +1,6 @@
 /** The score between its limits: pass, ask, reject. All places come computed. */
 import { DASH, el, svg } from "./dom.js";
+import { t } from "./words.js";
 
 /** @param {number} share */
 const percent = (share) => `${share * 100}%`;
@@ -18,12 +19,12 @@ function zone(kind, from, to) {
  * @param {any} scale null is "not known"
  */
 export function drawScale(place, scale) {
-  const score = el("p", { class: "score" }, el("span", {}, "Score"), el("b", {}, scale?.score ?? DASH));
+  const score = el("p", { class: "score" }, el("span", {}, t("score")), el("b", {}, scale?.score ?? DASH));
   if (!scale) {
     place.replaceChildren(score);
     return;
   }
-  if (scale.beyond) score.append(el("i", {}, "off the scale"));
+  if (scale.beyond) score.append(el("i", {}, t("scale.beyond")));
   const accept = scale.accept?.at ?? 0;
   const reject = scale.reject?.at ?? 1;
   const bar = svg("svg", { class: "bar", "aria-hidden": "true" });
@@ -40,7 +41,7 @@ export function drawScale(place, scale) {
     bar.append(marker);
   }
   const words = el("p", { class: "limits" });
-  words.append(el("span", {}, scale.accept ? `pass below ${scale.accept.text}` : "nothing passes unasked"));
-  words.append(el("span", {}, scale.reject ? `reject from ${scale.reject.text}` : "nothing is rejected unasked"));
+  words.append(el("span", {}, scale.accept ? t("scale.accept", { limit: scale.accept.text }) : t("scale.accept.none")));
+  words.append(el("span", {}, scale.reject ? t("scale.reject", { limit: scale.reject.text }) : t("scale.reject.none")));
   place.replaceChildren(score, bar, words);
 }

@@ -2,6 +2,7 @@
  * The shapes that say a state without colour: every kind has an outline of its own.
  */
 import { svg } from "./dom.js";
+import { t } from "./words.js";
 
 /** @type {Record<string, [string, Record<string, string|number>][]>} */
 const DRAWN = {
@@ -27,6 +28,7 @@ const DRAWN = {
   silent: [["circle", { cx: 12, cy: 12, r: 6.5, class: "dashed" }]],
   good: [["path", { d: "M4 12.5l5.5 6L20 6", class: "line" }]],
   defective: [["path", { d: "M5 5l14 14M19 5L5 19", class: "line" }]],
+  undo: [["path", { d: "M9 4L4 9l5 5M4.5 9H14a5.5 5.5 0 0 1 0 11H8", class: "line" }]],
   unsure: [["path", { d: "M8 8.6a4 4 0 1 1 6 3.4c-1.5.9-2 1.7-2 3.2M12 19v.9", class: "line" }]],
 };
 
@@ -38,4 +40,17 @@ export function shape(kind) {
   const parts = (DRAWN[kind] ?? DRAWN.silent).map(([tag, attributes]) => svg(tag, attributes));
   const known = kind in DRAWN ? kind : "silent";
   return svg("svg", { viewBox: "0 0 24 24", class: `shape ${known}`, "aria-hidden": "true" }, ...parts);
+}
+
+/** Outlines of the priorities: the more corners, the less urgent. */
+const RANKS = ["", "M12 1.5L23 21.5H1z", "M2.5 2.5h19v19h-19z", "M12 1.5L22.5 12 12 22.5 1.5 12z"];
+
+/**
+ * @param {number} rank 1 to 3
+ * @returns {SVGElement} the number in a shape of its own, with its words for those who hear it
+ */
+export function priority(rank) {
+  const number = svg("text", { x: 12, y: rank === 1 ? 19.5 : 17, "text-anchor": "middle", "font-size": 14 }, String(rank));
+  const outline = svg("path", { d: RANKS[rank] ?? RANKS[3], class: "solid" });
+  return svg("svg", { viewBox: "0 0 24 24", class: `shape rank p${rank}`, role: "img", "aria-label": t("priority", { rank }) }, outline, number);
 }
