@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from qcnode.domain import Trigger
 
 BAD_RULE = ChangeRule()
-RULE = ChangeRule(shadow_parts=4, canary_share=0.5, canary_parts=3, watched_parts=4)
+# So few parts say nothing of a model's speed; what is measured here is the line's.
+RULE = ChangeRule(
+    shadow_parts=4, canary_share=0.5, canary_parts=3, watched_parts=4, slower_most=1e9
+)
 WORK = 8
 """So many convolutions let the small model take about a millisecond."""
 CHANGE_MAX_S = 300.0

@@ -68,7 +68,7 @@ def system_calls(trace, folder):
     """Read what a trace says of the files in `folder`, in the words of a recording."""
     read, ends = [], {}
     for line in trace.read_text().splitlines():
-        found = re.search(r" (\w+)\((?:\d+<(.*?)>|\"(.*?)\")(.*)\) += 0?", line)
+        found = re.search(r" (\w+)\((?:\d+<(.*?)>|\"(.*?)\")(.*?)(?:\) += | <unfinished)", line)
         if found is None:
             continue
         call, opened, named, rest = found.groups()

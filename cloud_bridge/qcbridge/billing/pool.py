@@ -8,6 +8,7 @@ them. A worker ends with the process that started it, however that ends.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,7 @@ from qcbridge.billing.store import BillingStore, Taken
 from qcbridge.billing.taking import take_batch
 from qcbridge.billing.witness import Witness, open_key
 from qcnode.errors import BillingError
+from qcnode.logs import configure_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +130,7 @@ _own: list[BillingStore] = []
 
 
 def _begin(options: StoreOptions) -> None:
+    configure_logs(level=logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The process that started this one ends it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _own.append(options.open_on(Database(options.url)))

@@ -33,11 +33,16 @@ _OURS = (
     """
 import sys
 from pathlib import Path
+from datetime import UTC, datetime
+from qcnode.domain import Frame
 from qcnode.picture import decode_picture
 from qcnode.policy import judge
 from qcnode.runtime.onnx import OnnxModel
 model = OnnxModel(Path(sys.argv[1]).parent)
-score, _heat = model._run(decode_picture(Path(sys.argv[2]).read_bytes(), name="first"), "first")
+pixels = decode_picture(Path(sys.argv[2]).read_bytes(), name="first")
+now = datetime.now(UTC)
+frame = Frame(id="1", part_id="1", camera="1", name="1", captured_at=now, pixels=pixels)
+judge(model.predict(frame), model.limits)
 """
     + _TELL
 )

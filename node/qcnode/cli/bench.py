@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from qcnode.errors import SettingsError
+
 _TAUGHT_ON = 20
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def bench(
     from qcnode.bench.measure import machine
 
     if not folder.is_dir():
-        raise typer.BadParameter(f"{folder}: no such folder to write in")
+        raise SettingsError(f"{folder}: no such folder: name one on the disk that counts")
     # What is opened and closed a hundred times is not worth a line each time.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
