@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +121,9 @@ def _latency(
     """Compare the middle time from trigger to action with the middle of the bare sum."""
     ratios: list[float] = []
     for _round in range(size.rounds):
-        _, latencies_us = _run_station(folder, model, _JpegCamera(pictures), size.frames)
+        _, latencies_us = _run_station(
+            folder, model, _JpegCamera(pictures), size.frames, spaced=True
+        )
         bare: list[float] = []
         for number in range(size.frames):
             start = time.perf_counter()
@@ -181,7 +184,12 @@ def _two_cores(folder: Path, pictures: Sequence[bytes], size: FramesSize) -> Res
 
 
 def _run_station(
-    folder: Path, model: Model, camera: _JpegCamera | _PixelCamera, frames: int
+    folder: Path,
+    model: Model,
+    camera: _JpegCamera | _PixelCamera,
+    frames: int,
+    *,
+    spaced: bool = False,
 ) -> tuple[float, tuple[int, ...]]:
     """Judge so many pictures; return the seconds, and each one's microseconds to the action."""
     with tempfile.TemporaryDirectory(dir=folder) as home:
@@ -190,7 +198,7 @@ def _run_station(
         journal = Journal(Path(home) / "journal.db", pictures=store, health=health)
         ids = count()
         try:
-            ahead = Ahead(_Belt(frames), camera)
+            ahead = Ahead(_Belt(frames, spaced=spaced), camera)
             station = Station(
                 camera=ahead,
                 model=model,
@@ -221,11 +229,13 @@ _LIMITS = Limits(accept_below=1e9, reject_from=1e9)
 
 
 class _Belt:
-    """Parts that come as soon as the last one is done, and a gate that is far away."""
+    """Parts that come one upon the other, or each when the last is through; a gate far away."""
 
-    def __init__(self, parts: int) -> None:
+    def __init__(self, parts: int, *, spaced: bool) -> None:
         self._parts = parts
         self._come = 0
+        self._spaced = spaced
+        self._free = threading.Event()
 
     def last_trigger(self) -> int:
         return self._come
@@ -233,6 +243,7 @@ class _Belt:
     def triggers(self) -> Iterator[Trigger]:
         while self._come < self._parts:
             self._come += 1
+            self._free.clear()
             at_ns = time.monotonic_ns()
             yield Trigger(
                 seq=self._come,
@@ -241,8 +252,11 @@ class _Belt:
                 at_ns=at_ns,
                 deadline_ns=at_ns + _FAR_NS,
             )
+            if self._spaced:
+                self._free.wait(_FAR_NS / 1e9)
 
     def act(self, _trigger: Trigger, _action: Action) -> bool:
+        self._free.set()
         return True
 
     def passages(self) -> Sequence[Passage]:
