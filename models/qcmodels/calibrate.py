@@ -1,15 +1,12 @@
-"""Which good parts teach, which calibrate, and what limits follow from the latter.
+"""What limits follow from the scores of parts, and what is to be known of their pictures.
 
-No part does both: a part the model was taught on looks better to it than its like. The
-split is drawn at random, because files in the order of their names may be in the order of
-their making, and calibration parts must be like the parts to come.
+A score counts only from a model that was taught without its part: a part the model was
+taught on looks better to it than its like.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +16,6 @@ from qcnode.certify import (
     EarnedLimit,
     earn_escape_limit,
     earn_reject_limit,
-    parts_needed,
     settle_limits,
 )
 from qcnode.manifest import LimitPromise, PictureNorm, RiskRow
@@ -30,10 +26,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from qcmodels.data import Sample
-
-CALIBRATION_SHARE: Final = 0.3
-_CALIBRATION_MOST: Final = 0.5
 _ESCALATION_RATES: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 _CANDIDATES: Final = 200
 _NO_ERROR: Final = 1e-9
@@ -44,36 +36,12 @@ PICTURES_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """The good parts of a data set: those that teach and those that calibrate."""
-
-    teach: tuple[Sample, ...]
-    calibrate: tuple[Sample, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """The limits of a model, and what asking about more parts would buy."""
 
     accept_below: LimitPromise
     reject_from: LimitPromise
     risk_coverage: tuple[RiskRow, ...]
-
-
-def split_good(samples: Sequence[Sample], *, seed: int, alpha: float) -> Split:
-    """Hold back three in ten, or up to half where `alpha` can only be earned that way."""
-    drawn = list(samples)
-    random.Random(seed).shuffle(drawn)  # noqa: S311  # repeatable, guards nothing
-    held = max(round(CALIBRATION_SHARE * len(drawn)), 1)
-    wanted = parts_needed(alpha)
-    if held < wanted <= _CALIBRATION_MOST * len(drawn):
-        held = wanted
-    return Split(teach=tuple(drawn[held:]), calibrate=tuple(drawn[:held]))
-
-
-def good_parts_needed(*, calibrated: int) -> int:
-    """Return how many good parts it takes for `split_good` to hold this many back."""
-    return math.ceil(calibrated / _CALIBRATION_MOST)
 
 
 def calibrate(

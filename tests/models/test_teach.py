@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import cv2
@@ -9,8 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qcmodels.calibrate import split_good
-from qcmodels.data import Sample, open_dataset
+from qcmodels.data import Sample
 from qcmodels.evaluate import PRO_FALSE_MAX, _PixelCount, auroc, evaluate, recall_at
 from qcnode.errors import DatasetError, ModelError
 from qcnode.manifest import load_manifest
@@ -57,30 +55,6 @@ def test_the_release_is_one_self_contained_graph(plate_release):
     assert {item.name for item in graph.output} == {"score", "map"}
     assert not any(tensor.external_data for tensor in graph.initializer)
     assert (plate_release / "model.onnx").stat().st_size < 10_000_000
-
-
-@pytest.mark.parametrize(
-    ("good", "held"),
-    [
-        (200, 60),  # three in ten
-        (40, 19),  # as many as alpha takes, up to half
-        (20, 6),  # half would not be enough either
-    ],
-)
-def test_a_part_teaches_or_calibrates_and_never_both(plates, good, held):
-    samples = (open_dataset(plates).train_good * 4)[:good]
-    samples = tuple(
-        replace(sample, path=sample.path.with_name(f"{index}.png"))
-        for index, sample in enumerate(samples)
-    )
-    split = split_good(samples, seed=3, alpha=0.05)
-
-    assert len(split.calibrate) == held
-    assert sorted(item.path for item in (*split.teach, *split.calibrate)) == sorted(
-        item.path for item in samples
-    )
-    assert split == split_good(samples, seed=3, alpha=0.05)
-    assert split != split_good(samples, seed=4, alpha=0.05)
 
 
 def test_with_too_few_parts_limits_are_refused_with_the_number_missing(
