@@ -44,10 +44,6 @@ class Audit:
         """Return it with one part more that a person ruled on."""
         return replace(self, checked=self.checked + 1, defective=self.defective + int(defective))
 
-    def missed(self) -> Audit:
-        """Return it with one part more that nobody ruled on."""
-        return replace(self, unanswered=self.unanswered + 1)
-
     @property
     def interval(self) -> tuple[float, float]:
         """The share of passed parts that are defective, with 95 % confidence on both sides."""

@@ -50,7 +50,7 @@ from qcnode.errors import (
 from qcnode.lines.http import HttpChannel
 from qcnode.lines.world import UNKNOWN, read_fates
 from qcnode.listen import listen
-from qcnode.main import WORLD, QuietServer, build_node
+from qcnode.main import QuietServer, build_node
 from qcnode.manifest import load_manifest
 from qcnode.panel.access import Role
 from qcnode.settings import (
@@ -69,6 +69,7 @@ from qcnode.settings import (
     Secrets,
     Settings,
 )
+from qcnode.wiring.eyes import WORLD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -25,20 +25,20 @@ from qcbridge.prices import open_book
 from qcnode.books.ledger_file import LedgerReader
 from qcnode.errors import QcError
 from qcnode.listen import listen
-from qcnode.main import (
-    MODELS,
-    SCRIPTED,
-    allows_nothing,
-    check_provider,
-    checked_on,
-    panel_token,
-    worst_request,
-)
+from qcnode.main import panel_token
 from qcnode.money import TokenUsage
 from qcnode.runtime.cage import try_release
 from qcnode.runtime.onnx import OnnxModel
 from qcnode.runtime.tuning import keep, tune
 from qcnode.settings import load_settings
+from qcnode.wiring.agents import (
+    SCRIPTED,
+    allows_nothing,
+    check_provider,
+    checked_on,
+    worst_request,
+)
+from qcnode.wiring.eyes import MODELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

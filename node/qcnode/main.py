@@ -16,25 +16,15 @@ import signal
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-import httpx2
 import structlog
 import uvicorn
 
-from qcbridge.agent import Agent
-from qcbridge.meter import Meter
-from qcbridge.prices import PriceBook, open_book
-from qcbridge.providers.openai_chat import OpenAIChatProvider
-from qcbridge.transport import MeteringTransport
 from qcnode.ahead import Ahead
-from qcnode.audit import AuditDraw
 from qcnode.books import batch
-from qcnode.books.archive import ArchivedLedger, archived_ledgers
 from qcnode.books.ballast import BALLAST_BYTES
 from qcnode.books.inbox import Inbox
 from qcnode.books.journal import Journal
@@ -43,29 +33,17 @@ from qcnode.books.mark import FileId
 from qcnode.books.outbox import Outbox
 from qcnode.books.pictures import PictureStore
 from qcnode.books.pin import ServerKey
-from qcnode.books.purse import PriceAge, Purse
-from qcnode.books.seals import PublicKey, SigningKey
-from qcnode.cameras.folder import FolderCamera, FolderPictures
-from qcnode.cameras.opencv import OpenCvCamera
-from qcnode.cameras.virtual import RenderedCamera, RenderedParts
-from qcnode.certificate import AuditRules, LiveCertificate
+from qcnode.books.purse import Purse
 from qcnode.desk import Desk, DeskRules
-from qcnode.drift import DriftWatch
 from qcnode.errors import (
-    BudgetExceededError,
     LedgerCorruptError,
     LedgerUnavailableError,
     QcError,
-    SealError,
     SettingsError,
-    UnpricedError,
 )
 from qcnode.health import HealthBoard
 from qcnode.ids import IdMaker
-from qcnode.lines.fallback import FallbackChannel
-from qcnode.lines.http import HttpChannel
-from qcnode.lines.virtual import Belt, UnknownParts, VirtualLine
-from qcnode.lines.world import last_trigger_in
+from qcnode.lines.virtual import Belt, VirtualLine
 from qcnode.listen import listen
 from qcnode.logs import configure_logs
 from qcnode.panel.accounts import Accounts
@@ -74,26 +52,38 @@ from qcnode.panel.file import PanelFile
 from qcnode.panel.guard import TOKEN_LENGTH_MIN
 from qcnode.panel.sources import About
 from qcnode.runtime.changes import ModelChanges
-from qcnode.runtime.releases import Releases
 from qcnode.runtime.slot import Slot, Step
-from qcnode.runtime.tuning import open_tuned
 from qcnode.sdnotify import Supervisor, feed_watchdog
 from qcnode.station import Station
 from qcnode.telling import Telling
+from qcnode.wiring.agents import SCRIPTED, build_agent, price_age, warn_of_budgets
+from qcnode.wiring.billing import (
+    Archive,
+    ask_every_s,
+    build_channel,
+    node_key,
+    open_archives,
+    server_key_of,
+)
+from qcnode.wiring.eyes import (
+    CAMERAS,
+    MODELS,
+    WORLD,
+    certificate_of,
+    open_releases,
+    promises_of,
+    reference_of,
+)
+from qcnode.wiring.machine import LOOPBACK, jitter, new_epoch, now, now_us, reveal
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
-    from datetime import date
+    from collections.abc import Iterator
+    from pathlib import Path
 
-    from pydantic import SecretStr
-
-    from qcnode.books.budgets import Budget
-    from qcnode.lines.mqtt import MqttChannel
-    from qcnode.lines.virtual import PartSource
+    from qcbridge.agent import Agent
     from qcnode.manifest import ModelManifest
-    from qcnode.money import CostCentre, WorstCase
-    from qcnode.ports import Camera, Channel, Ledger
+    from qcnode.ports import Camera, Channel
     from qcnode.runtime.onnx import OnnxModel
     from qcnode.settings import Settings
 
@@ -101,7 +91,6 @@ log = structlog.get_logger()
 
 MICRO = 1_000_000
 PICTURES_MAX = 5_000
-REVIEW_SPARE_S = 5.0
 NOTICE_S = 0.2
 PROOF_REST_S = 0.01
 """Between pages of 100 entries, which keep the line's thread waiting for some 3 ms."""
@@ -113,23 +102,6 @@ STATION_STOP_S = 1.5
 AGENT_STOP_S = 2.0
 OUTBOX_STOP_S = 0.5
 JOURNAL_STOP_S = 1.0
-IDLE_ASKS_S = 300.0
-BORROWER_ASKS_S = 30.0
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MODELS = "models"
-"""The folder of the home with the node's own copies of its models."""
-WORLD = "world.log"
-"""The virtual line's own record, which the node never reads."""
-SCRIPTED = "scripted"
-"""What the scripted provider is called in settings and price book."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Archive:
-    """A ledger that was put away, and what brings the rest of it to the billing server."""
-
-    ledger: ArchivedLedger
-    outbox: Outbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,7 +267,6 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
 
     Raises a `QcError` naming what cannot be used.
     """
-    now = _now
     new_id = IdMaker(lambda: time.time_ns() // 1_000_000)
     health = HealthBoard(now)
     home = _open_home(settings.node.home)
@@ -316,11 +287,11 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             health=health,
         )
         undo.callback(journal.close)
-        key = _node_key(settings)
+        key = node_key(settings)
         ledger = SqliteLedger(
             home / "ledger.db",
-            now_us=_now_us,
-            new_epoch=_new_epoch,
+            now_us=now_us,
+            new_epoch=new_epoch,
             budgets=settings.budgets(),
             key=key,
             identify=FileId.of,
@@ -330,14 +301,14 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         undo.callback(ledger.close)
         known = "chain verified" if not ledger.taken_on_trust else "proof under way"
         health.report("ledger", ok=True, words=f"{ledger.totals().entries} entries, {known}")
-        agent = _build_agent(settings, ledger=ledger, health=health, new_id=new_id)
-        _warn_of_budgets(settings, agent)
+        agent = build_agent(settings, ledger=ledger, health=health, new_id=new_id)
+        warn_of_budgets(settings, agent)
         purse = Purse(
             ledger=ledger,
             centre=settings.centre(),
             health=health,
             now=now,
-            price_age=_price_age(settings),
+            price_age=price_age(settings),
         )
         telling = Telling(
             settings,
@@ -349,9 +320,9 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             read_receipt=batch.decode_receipt,
             now=now,
             new_id=new_id,
-            jitter=_jitter,
+            jitter=jitter,
         )
-        channel = channel or _build_channel(settings, telling.connection, health=health)
+        channel = channel or build_channel(settings, telling.connection, health=health)
         camera, parts = CAMERAS[settings.camera.kind](settings, new_id)
         undo.callback(camera.close)
         line = VirtualLine(
@@ -370,12 +341,12 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         )
         undo.callback(line.stop)
         ahead = Ahead(line, camera)
-        certificate = _certificate(settings, model, journal, health=health, new_id=new_id)
+        certificate = certificate_of(settings, model, journal, health=health, new_id=new_id)
         steps: deque[Step] = deque(maxlen=STEPS_MAX)
         slot = Slot(
             model,
             rule=settings.change.rule(),
-            coin=_jitter,
+            coin=jitter,
             clock_ns=time.monotonic_ns,
             cpu_ns=time.thread_time_ns,
             tell=steps.append,
@@ -395,7 +366,7 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         )
 
         def took_over(model: OnnxModel) -> None:
-            station.certify(_certificate(settings, model, journal, health=health, new_id=new_id))
+            station.certify(certificate_of(settings, model, journal, health=health, new_id=new_id))
 
         changes = ModelChanges(
             home / MODELS,
@@ -432,7 +403,7 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         outbox = None
         archives: tuple[Archive, ...] = ()
         if channel is not None:
-            server_key = ServerKey(home / "billing.pub", given=_server_key(settings))
+            server_key = ServerKey(home / "billing.pub", given=server_key_of(settings))
             outbox = Outbox(
                 ledger,
                 channel,
@@ -440,14 +411,14 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
                 node=settings.node.name,
                 health=health,
                 now=now,
-                jitter=_jitter,
+                jitter=jitter,
                 inbox=Inbox(ledger),
                 node_key=key.public,
                 server_key=server_key,
                 on_fork=ledger.forked,
-                ask_every_s=_ask_every_s(settings),
+                ask_every_s=ask_every_s(settings),
             )
-            archives = _open_archives(
+            archives = open_archives(
                 settings, key=key, server_key=server_key, channel=channel, health=health
             )
             for archive in archives:
@@ -473,7 +444,7 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             hosts=settings.panel.public_hosts,
             now=now,
             new_id=new_id,
-            reference=_reference(settings, model.manifest),
+            reference=reference_of(settings, model.manifest),
             recertify=station.recertify,
         )
         node = Node(
@@ -501,240 +472,6 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         return node
 
 
-# -- what can be chosen in the settings ----------------------------------------------
-
-
-def _rendered(settings: Settings, new_id: Callable[[], str]) -> tuple[Camera, PartSource]:
-    parts = RenderedParts(seed=settings.line.seed, defect_share=settings.camera.defect_rate)
-    return RenderedCamera(parts, name="rendered", now=_now, new_id=new_id), parts
-
-
-def _folder(settings: Settings, new_id: Callable[[], str]) -> tuple[Camera, PartSource]:
-    pictures = FolderPictures(
-        Path(_source(settings, "a folder")),
-        # A restart begins the folder anew; the line's numbers go on.
-        first_seq=last_trigger_in(settings.node.home / WORLD) + 1,
-        shuffle_seed=settings.line.seed if settings.camera.shuffle else None,
-    )
-    return FolderCamera(pictures, name="folder", now=_now, new_id=new_id), pictures
-
-
-def _opencv(settings: Settings, new_id: Callable[[], str]) -> tuple[Camera, PartSource]:
-    camera = OpenCvCamera(
-        _source(settings, "a USB index, a video file or a URL"),
-        name="opencv",
-        timeout_s=settings.camera.timeout_ms / 1000,
-        now=_now,
-        new_id=new_id,
-    )
-    return camera, UnknownParts()
-
-
-CAMERAS = {"rendered": _rendered, "folder": _folder, "opencv": _opencv}
-
-
-def _source(settings: Settings, wanted: str) -> str:
-    if settings.camera.source is None:
-        raise SettingsError(f"camera.source is missing: kind {settings.camera.kind} needs {wanted}")
-    return settings.camera.source
-
-
-def _certificate(
-    settings: Settings,
-    model: OnnxModel,
-    journal: Journal,
-    *,
-    health: HealthBoard,
-    new_id: Callable[[], str],
-) -> LiveCertificate:
-    drift, audit, manifest = settings.drift, settings.audit, model.manifest
-
-    def new_watch() -> DriftWatch:
-        return DriftWatch(
-            manifest.good_scores,
-            manifest.pictures,
-            defects_most=drift.defects_most,
-            false_alarm=drift.false_alarm,
-            coin=_jitter,
-        )
-
-    return LiveCertificate(
-        model=model.version,
-        earned=model.limits,
-        good=manifest.good_scores,
-        new_watch=new_watch if drift.enabled else None,
-        rules=AuditRules(draw=AuditDraw(secrets.token_bytes(32), audit.share), target=audit.target)
-        if audit.enabled
-        else None,
-        count_audit=lambda: journal.audit(model.version),
-        last=journal.certificate(model.version),
-        health=health,
-        now=_now,
-        new_id=new_id,
-    )
-
-
-def _build_channel(
-    settings: Settings, over_mqtt: MqttChannel | None, *, health: HealthBoard
-) -> Channel | None:
-    metering = settings.metering
-    if metering.channel == "none":
-        return None
-    if metering.channel == "http":
-        return _http_channel(settings, metering.url, key="metering.url")
-    assert over_mqtt is not None  # noqa: S101  # `Telling` has built it, by the same setting
-    if metering.fallback_url is None:
-        return over_mqtt
-    return FallbackChannel(
-        over_mqtt,
-        _http_channel(settings, metering.fallback_url, key="metering.fallback_url"),
-        health=health,
-        monotonic_s=time.monotonic,
-        patience_s=metering.fallback_after_s,
-    )
-
-
-def _http_channel(settings: Settings, url: str, *, key: str) -> HttpChannel:
-    return HttpChannel(
-        httpx2.AsyncClient(trust_env=False),
-        url,
-        token=_reveal(settings.secrets.billing_token),
-        read_receipt=batch.decode_receipt,
-        timeout_s=settings.metering.receipt_timeout_s,
-        key=key,
-    )
-
-
-def _open_archives(
-    settings: Settings,
-    *,
-    key: SigningKey,
-    server_key: ServerKey,
-    channel: Channel,
-    health: HealthBoard,
-) -> tuple[Archive, ...]:
-    """Open the ledgers put away in the home; one that cannot be read is said and left."""
-    archives: list[Archive] = []
-    for path in archived_ledgers(settings.node.home):
-        component = f"billing of {path.name}"
-        try:
-            ledger = ArchivedLedger(path, now_us=_now_us, key=key)
-        except QcError as error:
-            health.report(component, ok=False, words=str(error))
-            continue
-        outbox = Outbox(
-            ledger,
-            channel,
-            tenant=settings.node.tenant,
-            node=settings.node.name,
-            health=health,
-            now=_now,
-            jitter=_jitter,
-            node_key=key.public,
-            server_key=server_key,
-            component=component,
-        )
-        archives.append(Archive(ledger=ledger, outbox=outbox))
-    return tuple(archives)
-
-
-def _node_key(settings: Settings) -> SigningKey:
-    name = f"{settings.node.tenant}/{settings.node.name}"
-    given = _reveal(settings.secrets.node_key)
-    if given is None:
-        return SigningKey.open(settings.node.home / "node.key", name=name)
-    return SigningKey.read(given.encode(), name=name, source="QCNODE_NODE_KEY (or its _FILE)")
-
-
-def open_releases(settings: Settings) -> Releases:
-    """Open the node's models; each is run on the engine that was measured for it."""
-    return Releases(
-        settings.node.home / MODELS,
-        trusted=[_trusted_key(text) for text in settings.model.trusted_keys],
-        load=lambda folder: open_tuned(
-            folder,
-            settings.node.home / MODELS,
-            threads=settings.model.threads,
-            warn=lambda words: log.warning("a slower engine is used", why=words),
-        ),
-        now=_now,
-        threads=settings.model.threads,
-    )
-
-
-def _trusted_key(text: str) -> PublicKey:
-    try:
-        return PublicKey.parse(text)
-    except SealError as error:
-        raise SettingsError(f"model.trusted_keys: {error}") from error
-
-
-def _ask_every_s(settings: Settings) -> float:
-    """Return after how long an idle node asks the billing server: sooner when it borrows."""
-    borrows = any(budget.shared for budget in settings.budgets())
-    return BORROWER_ASKS_S if borrows else IDLE_ASKS_S
-
-
-def _server_key(settings: Settings) -> PublicKey | None:
-    text = settings.metering.server_key
-    if text is None:
-        return None
-    try:
-        return PublicKey.parse(text)
-    except SealError as error:
-        raise SettingsError(f"metering.server_key: {error}") from error
-
-
-def worst_request(settings: Settings) -> WorstCase | None:
-    """Return the most that one request may need; None when none is made, or it has no price."""
-    agent = _build_agent(
-        settings,
-        # Nothing is asked, so there is nothing to put on record.
-        ledger=cast("Ledger", None),
-        health=HealthBoard(_now),
-        new_id=_new_epoch,
-    )
-    return None if agent is None else agent.worst()
-
-
-def _build_agent(
-    settings: Settings, *, ledger: Ledger, health: HealthBoard, new_id: Callable[[], str]
-) -> Agent | None:
-    if not settings.agent.enabled:
-        return None
-    provider = settings.provider
-    check_provider(settings)
-    prices = _prices(settings)
-    meter = Meter(
-        ledger=ledger, prices=prices, health=health, now=_now, answer_timeout_s=provider.timeout_s
-    )
-    transport = MeteringTransport(
-        httpx2.AsyncHTTPTransport(retries=0), meter=meter, monotonic_s=time.monotonic
-    )
-    return Agent(
-        provider=OpenAIChatProvider(
-            name=provider.name,
-            model=provider.model,
-            base_url=provider.base_url,
-            api_key=settings.secrets.provider_api_key,
-            transport=transport,
-            timeout_s=provider.timeout_s,
-            output_tokens_max=provider.output_tokens_max,
-        ),
-        meter=meter,
-        product=settings.agent.product,
-        defect_classes=settings.agent.defect_classes,
-        image_side_max_px=provider.image_side_max_px,
-        attempts_max=settings.agent.attempts_max,
-        review_timeout_s=(provider.timeout_s + REVIEW_SPARE_S) * settings.agent.attempts_max,
-        health=health,
-        new_id=new_id,
-        monotonic_s=time.monotonic,
-        centre=settings.centre(),
-        level=settings.agent.level.value,
-    )
-
-
 def _about(settings: Settings, model: OnnxModel) -> About:
     provider = settings.provider
     asking = settings.agent.enabled
@@ -744,105 +481,20 @@ def _about(settings: Settings, model: OnnxModel) -> About:
         node=settings.node.name,
         version=version("qcnode"),
         model=model.version,
-        guarantee="\n".join(_promises(model.manifest)),
+        guarantee="\n".join(promises_of(model.manifest)),
         limits=model.limits,
         provider=provider.name if asking else None,
         provider_model=provider.model if asking else None,
         scripted=asking and provider.name == SCRIPTED,
-        started_at=_now(),
+        started_at=now(),
         on_timeout=settings.agent.on_timeout.value,
         defect_classes=settings.agent.defect_classes,
     )
 
 
-def _reference(settings: Settings, manifest: ModelManifest) -> bytes | None:
-    """Return the picture of the best good part in the release, if it holds one."""
-    good = [frame for frame in manifest.golden if frame.label == "good"]
-    if not good:
-        return None
-    best = min(good, key=lambda frame: frame.score)
-    # The release was verified when it was loaded; a picture that went since is none.
-    try:
-        return (settings.model.dir / best.path).read_bytes()
-    except OSError:
-        return None
-
-
-def _promises(manifest: ModelManifest) -> Iterator[str]:
-    yield "Of the model alone, for parts like those it was calibrated on:"
-    for promise in (manifest.reject_from, manifest.accept_below):
-        if promise.guarantee is None:
-            yield promise.reason
-        else:
-            likely = "" if promise.alpha_95 is None else f", 95 %: {promise.alpha_95:.3f}"
-            yield f"{promise.guarantee} (n = {promise.n}{likely})"
-
-
-def _price_age(settings: Settings) -> PriceAge | None:
-    """Return how old the prices in force may be; those of the script never grow old."""
-    provider, metering = settings.provider, settings.metering
-    if not settings.agent.enabled or provider.name == SCRIPTED:
-        return None
-    prices = _prices(settings)
-    return PriceAge(
-        checked_on=lambda: checked_on(prices, provider.name, provider.model, _now()),
-        days_max=metering.prices_age_max_days,
-        capped=metering.stale_prices == "calls",
-    )
-
-
-def checked_on(prices: PriceBook, provider: str, model: str, at: datetime) -> date | None:
-    """Return when the oldest of the prices in force was last checked; None without a price."""
-    try:
-        return min(row.checked_at for row in prices.rows_in_force(provider, model, at))
-    except UnpricedError:
-        return None
-
-
-def _prices(settings: Settings) -> PriceBook:
-    return open_book(settings.provider.prices, settings.provider.prices_key)
-
-
-def _warn_of_budgets(settings: Settings, agent: Agent | None) -> None:
-    worst = None if agent is None else agent.worst()
-    if worst is None:
-        return
-    for budget in settings.budgets():
-        if words := allows_nothing(budget, settings.centre(), worst):
-            log.warning("this budget allows no question at all", budget=budget.name, why=words)
-
-
-def allows_nothing(budget: Budget, centre: CostCentre, worst: WorstCase) -> str | None:
-    """Say why a budget lets not even the first request of a window pass; None if it does."""
-    if not budget.covers(centre):
-        return None
-    try:
-        amount = budget.amount(worst.hold, worst.usage)
-    except BudgetExceededError as error:
-        return str(error)
-    if amount <= budget.limit:
-        return None
-    return f"one request may need {budget.words(amount)}, and it has {budget.words(budget.limit)}"
-
-
-def check_provider(settings: Settings) -> None:
-    """Raise `SettingsError` where a provider beyond this machine has no key, or no name."""
-    host = urlsplit(settings.provider.base_url).hostname
-    if settings.provider.name == SCRIPTED and host not in LOOPBACK:
-        raise SettingsError(
-            f"provider.name = {SCRIPTED!r} for {settings.provider.base_url!r}: everything would say"
-            " that nobody is charged; give it the name its price file has"
-        )
-    if settings.secrets.provider_api_key is None and host not in LOOPBACK:
-        raise SettingsError(
-            f"provider.base_url = {settings.provider.base_url!r}: there is no key for it; set"
-            " QCNODE_PROVIDER_API_KEY, or QCNODE_PROVIDER_API_KEY_FILE"
-        )
-
-
 def panel_token(settings: Settings) -> str | None:
     """Return the panel's token, if it has one; raises `SettingsError` where it needs a better."""
-    token = _reveal(settings.secrets.panel_token)
+    token = reveal(settings.secrets.panel_token)
     if token is None and settings.panel.host not in LOOPBACK:
         raise SettingsError(
             f"panel.host = {settings.panel.host!r}: beyond this machine the panel needs"
@@ -862,23 +514,3 @@ def _open_home(home: Path) -> Path:
     except OSError as error:
         raise SettingsError(f"{home}: cannot keep the books there ({error.strerror})") from error
     return home
-
-
-def _reveal(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
-
-
-def _new_epoch() -> str:
-    return secrets.token_hex(16)
-
-
-def _jitter() -> float:
-    return secrets.randbelow(1_000_000) / 1_000_000

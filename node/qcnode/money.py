@@ -414,3 +414,17 @@ def format_pico(pico: int) -> str:
     whole, rest = divmod(abs(pico), 10**12)
     digits = f"{rest:012d}".rstrip("0").ljust(2, "0")
     return f"{'-' if pico < 0 else ''}{whole}.{digits}"
+
+
+def tokens_of(usage: TokenUsage) -> tuple[int, ...]:
+    """Return the tokens of a usage in the order of the classes."""
+    return (
+        usage.text,
+        usage.image,
+        usage.unknown,
+        usage.cache_read,
+        usage.cache_write,
+        usage.cache_write_1h,
+        usage.output,
+        usage.reasoning,
+    )

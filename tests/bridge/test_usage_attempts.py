@@ -492,8 +492,9 @@ def test_c7_another_way_out_would_be_found(source):
 
 
 def test_c7_the_node_opens_a_way_to_providers_only_under_the_meter():
-    main = Path(qcbridge.__file__).parents[2] / "node" / "qcnode" / "main.py"
-    tree = ast.parse(main.read_text(encoding="utf-8"))
+    node = Path(qcbridge.__file__).parents[2] / "node" / "qcnode"
+    builders = [node / "main.py", *sorted((node / "wiring").glob("*.py"))]
+    tree = ast.parse("\n".join(one.read_text(encoding="utf-8") for one in builders))
 
     def opened_in(node):
         return {

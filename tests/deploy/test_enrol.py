@@ -12,10 +12,10 @@ import yaml
 
 from qcbridge.billing.engine import Database
 from qcbridge.billing.tokens import Scope, Tokens
-from qcnode import main as node
 from qcnode.cli.app import main
 from qcnode.errors import SealError
 from qcnode.settings import load_settings
+from qcnode.wiring import billing
 
 TOKEN = "qcb_" + "0123456789abcdef" * 4
 
@@ -164,7 +164,7 @@ def test_the_node_of_the_compose_file_signs_with_the_key_that_is_enrolled(reposi
     config = repository / "deploy" / "container" / "node.toml"
     given = {"QCNODE_NODE_KEY_FILE": str(secrets[1] / "node1_key")}
 
-    key = node._node_key(load_settings(config, environ=given))
+    key = billing.node_key(load_settings(config, environ=given))
 
     assert f"{key.public}\n" == (secrets[1] / "node1_key.pub").read_text()
 
@@ -174,6 +174,6 @@ def test_a_given_key_that_is_none_is_said_and_not_shown(repository):
     settings = load_settings(config, environ={"QCNODE_NODE_KEY": "canary"})
 
     with pytest.raises(SealError, match=r"QCNODE_NODE_KEY .* no private key in PEM") as refused:
-        node._node_key(settings)
+        billing.node_key(settings)
 
     assert "canary" not in str(refused.value)

@@ -21,6 +21,7 @@ from qcnode.settings import (
     PanelSettings,
     Settings,
 )
+from qcnode.wiring import eyes, machine
 
 QUIET, PARTS = 30, 110
 
@@ -45,13 +46,13 @@ def settings_for(home, model, *, parts):
 
 
 def old_lamp(monkeypatch):
-    rendered = main.CAMERAS["rendered"]
+    rendered = eyes.CAMERAS["rendered"]
 
     def build(settings, new_id):
         _, parts = rendered(settings, new_id)
-        return OldLamp(parts, name="old lamp", now=main._now, new_id=new_id), parts
+        return OldLamp(parts, name="old lamp", now=machine.now, new_id=new_id), parts
 
-    monkeypatch.setitem(main.CAMERAS, "rendered", build)
+    monkeypatch.setitem(eyes.CAMERAS, "rendered", build)
 
 
 async def run_until_belt_stands(settings):
@@ -74,7 +75,7 @@ def records_of(home):
     journal = Journal(
         home / "journal.db",
         pictures=PictureStore(home / "pictures", pictures_max=1, heat_full=None),
-        health=HealthBoard(main._now),
+        health=HealthBoard(machine.now),
     )
     try:
         return [record for _, record in journal.read(0, 10_000)]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from qcnode import main, telling
+from qcnode import telling
 from qcnode.books import batch
 from qcnode.books.ledger import SqliteLedger
 from qcnode.books.pin import ServerKey
@@ -14,6 +14,7 @@ from qcnode.books.seals import SigningKey
 from qcnode.errors import SettingsError
 from qcnode.health import HealthBoard
 from qcnode.settings import MeteringSettings, NodeSettings, Settings
+from qcnode.wiring import billing
 from tests.bridge.fakes_billing import FakeBilling, FakeChannel
 from tests.bridge.ledgers import intent
 
@@ -29,7 +30,7 @@ def settings_for(home, **metering):
 
 def build_channel(settings):
     over_mqtt = telling.over_mqtt(settings, read_receipt=batch.decode_receipt, new_id=lambda: "id")
-    return main._build_channel(settings, over_mqtt, health=HealthBoard(lambda: NOW))
+    return billing.build_channel(settings, over_mqtt, health=HealthBoard(lambda: NOW))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_a_fallback_that_is_no_address_is_named(tmp_path):
 
 def test_a_server_key_that_is_none_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"metering\.server_key"):
-        main._server_key(settings_for(tmp_path, server_key="billing+1+nonsense"))
+        billing.server_key_of(settings_for(tmp_path, server_key="billing+1+nonsense"))
 
 
 async def test_what_was_put_away_is_opened_and_what_cannot_be_read_is_said(tmp_path):
@@ -72,9 +73,9 @@ async def test_what_was_put_away_is_opened_and_what_cannot_be_read_is_said(tmp_p
         )
         ledger.submit(intent()).result(10)
         ledger.close()
-    held = main.ArchivedLedger(tmp_path / f"ledger-{'b' * 32}.db", now_us=lambda: 0, key=key)
+    held = billing.ArchivedLedger(tmp_path / f"ledger-{'b' * 32}.db", now_us=lambda: 0, key=key)
     health = HealthBoard(lambda: NOW)
-    archives = main._open_archives(
+    archives = billing.open_archives(
         settings_for(tmp_path),
         key=key,
         server_key=ServerKey(tmp_path / "billing.pub"),

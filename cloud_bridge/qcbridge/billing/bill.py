@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from qcbridge.billing.contracts import MICRO, WHOLE_BP
 from qcnode.errors import BillingError
-from qcnode.money import TokenClass, TokenUsage
+from qcnode.money import TokenClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -280,11 +280,6 @@ def round_half_even(numerator: int, denominator: int) -> int:
     return whole
 
 
-def round_to_micro(pico: int) -> int:
-    """Round pico-units to whole micro-units, half to even."""
-    return round_half_even(pico, PICO_PER_MICRO)
-
-
 def amount_micro(line: InvoiceLine) -> int:
     """Return what is billed for a line; the only rounding there is."""
     numerator, denominator = line.factor
@@ -430,20 +425,6 @@ def _exchange(
                 f" one {line.currency} is, as in --rate {line.currency}=0.139512,2026-11-30,SOURCE"
             )
     return rates
-
-
-def tokens_of(usage: TokenUsage) -> tuple[int, ...]:
-    """Return the tokens of a usage in the order of the classes."""
-    return (
-        usage.text,
-        usage.image,
-        usage.unknown,
-        usage.cache_read,
-        usage.cache_write,
-        usage.cache_write_1h,
-        usage.output,
-        usage.reasoning,
-    )
 
 
 def recorded_pico(lines: Iterable[InvoiceLine]) -> dict[str, int]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from qcbridge.billing.bill import Rate, Sums, split, tokens_of
+from qcbridge.billing.bill import Rate, Sums, split
 from qcbridge.billing.invoices import from_us
 from qcbridge.pricing.rows import STANDARD, Terms, TierBasis
 from qcnode.books import chain
 from qcnode.errors import UnpricedError
+from qcnode.money import tokens_of
 
 if TYPE_CHECKING:
     from qcbridge.prices import PriceBook

@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 @dataclass(slots=True)
@@ -41,14 +37,6 @@ class MerkleTree:
         for peak in reversed(self._peaks[:-1]):
             root = _parent(peak, root)
         return root
-
-
-def merkle_root(leaves: Iterable[bytes]) -> bytes:
-    """Return the tree hash of `leaves`."""
-    tree = MerkleTree()
-    for leaf in leaves:
-        tree.add(leaf)
-    return tree.root()
 
 
 def _parent(left: bytes, right: bytes) -> bytes:

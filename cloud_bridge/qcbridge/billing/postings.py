@@ -314,18 +314,8 @@ class _AbsurdError(Exception):
 
 
 def _check_attempt(attempt: Attempt) -> None:
-    centre = attempt.centre
     names = (attempt.id, attempt.escalation_id, attempt.provider, attempt.model)
-    words = (
-        centre.line,
-        centre.product,
-        centre.department,
-        centre.application,
-        centre.function,
-        centre.agent,
-        attempt.level,
-        attempt.region,
-    )
+    _provider, _model, *words = heading_of(attempt)
     # All together first: looking at each costs more than all the rest of reading an entry.
     together = "".join((*names, *words))
     if all(names) and len(together) <= NAME_CHARS_MAX and together.isprintable():

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from qcbridge.billing.bill import SCRIPTED
 from qcbridge.billing.drafts import capture_of
 from qcbridge.billing.paper_tables import CAPTURE
-from qcbridge.billing.reconcile import ALARM_BP, WHOLE_BP
+from qcbridge.billing.reconcile import DayCapture
 from qcbridge.billing.resolutions import released
 from qcbridge.billing.tables import (
     ENTRY,
@@ -160,24 +160,10 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureDay:
-    """How much of what a provider billed for a day is on record; `unit` as in `capture`."""
+class CaptureDay(DayCapture):
+    """The same, as it stands on record of one provider."""
 
-    day: str
     provider: str
-    unit: str
-    ours: int
-    billed: int
-
-    @property
-    def rate_bp(self) -> int | None:
-        """Ours over billed in basis points, rounded down; None where nothing was billed."""
-        return self.ours * WHOLE_BP // self.billed if self.billed else None
-
-    @property
-    def alarm(self) -> bool:
-        """Whether too much is missing."""
-        return self.rate_bp is not None and self.rate_bp < ALARM_BP
 
 
 class Reports:

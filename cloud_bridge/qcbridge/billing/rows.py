@@ -29,6 +29,7 @@ from qcnode.money import (
     Reconciled,
     Reserved,
     WrittenOff,
+    tokens_of,
 )
 
 if TYPE_CHECKING:
@@ -175,20 +176,7 @@ def movement(step: Step, ids: Mapping[str, int]) -> tuple[Any, ...]:
     was = cost_was = hold_was = None
     if before is not None:
         was, cost_was, hold_was = before.state.value, before.cost, before.hold
-    tokens = (
-        _NO_TOKENS
-        if usage is None
-        else (
-            usage.text,
-            usage.image,
-            usage.unknown,
-            usage.cache_read,
-            usage.cache_write,
-            usage.cache_write_1h,
-            usage.output,
-            usage.reasoning,
-        )
-    )
+    tokens = _NO_TOKENS if usage is None else tokens_of(usage)
     currency, pico, rows = _NO_COST if cost is None else (cost.currency, cost.pico, cost.rows)
     currency_was, pico_was = (
         (None, None) if cost_was is None else (cost_was.currency, cost_was.pico)

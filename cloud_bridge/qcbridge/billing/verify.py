@@ -24,7 +24,6 @@ from qcbridge.billing.bill import (
     Why,
     make_lines,
     round_half_even,
-    tokens_of,
 )
 from qcbridge.billing.charges import when
 from qcbridge.billing.contracts import MICRO
@@ -47,6 +46,7 @@ from qcnode.money import (
     TokenUsage,
     WrittenOff,
     format_pico,
+    tokens_of,
 )
 
 if TYPE_CHECKING:

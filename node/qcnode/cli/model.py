@@ -122,8 +122,8 @@ def sign(
 
 
 def _models(config: Path) -> Path:
-    from qcnode.main import MODELS
     from qcnode.settings import load_settings
+    from qcnode.wiring.eyes import MODELS
 
     return load_settings(config).node.home / MODELS
 

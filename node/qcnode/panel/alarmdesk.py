@@ -21,7 +21,7 @@ from qcnode.domain import Fault, Verdict
 from qcnode.errors import AccessError, PanelUnavailableError, RulingError
 from qcnode.panel import alarms, view
 from qcnode.panel.access import Right, least_role
-from qcnode.panel.alarms import KINDS, SHOWN, Alarm, Event, Kind, State
+from qcnode.panel.alarms import KINDS, SHOWN, Alarm, Event, State
 from qcnode.panel.audit import AuditTrail, Deed
 
 if TYPE_CHECKING:
@@ -380,11 +380,6 @@ def _about_budgets(reading: Reading) -> dict[str, str]:
 
 def _name(say: Words, key: str) -> str:
     return say(f"alarm.{key}") if key in _KIND_OF else key
-
-
-def kind_of(key: str) -> Kind:
-    """Return what there is to know of an alarm."""
-    return _KIND_OF[key]
 
 
 def _us(at: datetime) -> int:
