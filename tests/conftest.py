@@ -58,6 +58,10 @@ SERVICES = {
         programs=_programs(chromium=("chromium", "chromium-browser", "google-chrome")),
         packages="chromium",
     ),
+    "aravis": Service(
+        programs=_programs(**{"arv-fake-gv-camera": ("arv-fake-gv-camera-0.8",)}),
+        packages="libaravis-0.8-0 aravis-tools",
+    ),
     "systemd": Service(
         programs=_programs(**{"systemd-analyze": ("systemd-analyze",)}), packages="systemd"
     ),

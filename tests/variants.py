@@ -113,8 +113,9 @@ def make_release(
     number: int = 0,
     work: int = 0,
     blind: tuple[float, float] | None = None,
+    reject_from: float = 0.7,
 ) -> Path:
-    """Write a release of a model that passes below 0.3 and rejects from 0.7."""
+    """Write a release of a model that passes below 0.3 and rejects from 0.7, or as said."""
     contents = {"model.onnx": make_graph(tag=tag, factor=factor, work=work, blind=blind)}
     golden = []
     for index, (brightness, label) in enumerate(((0.1, "good"), (0.2, "good"), (0.9, "glare"))):
@@ -135,7 +136,7 @@ def make_release(
         outputs=ModelOutputs(score="score", heat="map", heat_rows=GRID[0], heat_columns=GRID[1]),
         labels=("good", "glare"),
         accept_below=_promise(0.3),
-        reject_from=_promise(0.7),
+        reject_from=_promise(reject_from),
         prevalence=0.02,
         tokens_per_escalation=1_500,
         risk_coverage=(),
@@ -160,5 +161,11 @@ def make_release(
 
 def _promise(value: float) -> LimitPromise:
     return LimitPromise(
-        value=value, alpha=None, alpha_95=None, n=40, needed=0, guarantee=None, reason="set by hand"
+        value=value,
+        alpha=None,
+        alpha_95=None,
+        n=40,
+        needed=0,
+        guarantee=None,
+        reason=f"set by hand to {value}",
     )

@@ -55,6 +55,8 @@ def read_answer(body: bytes, shape: UsageShape) -> Answer:
         raise ValueError(f"no {error.args[0]} block") from error
     except RecursionError as error:
         raise ValueError("JSON too deep to be an answer") from error
+    except (LookupError, TypeError, AttributeError) as error:  # A shape of somebody's own.
+        raise ValueError(f"a {shape.block} block it cannot read: {error!r:.100}") from error
     if usage.input_tokens == 0:
         raise ValueError("no input tokens, though something was sent")
     if max(usage.input_tokens, usage.output_tokens) > TOKENS_MAX:

@@ -21,7 +21,12 @@ import structlog
 
 from qcbridge.answers import bounded, read_answer
 from qcbridge.meter import to_us
-from qcnode.errors import LedgerUnavailableError, ProviderRefusedError, ProviderUnavailableError
+from qcnode.errors import (
+    EgressDeniedError,
+    LedgerUnavailableError,
+    ProviderRefusedError,
+    ProviderUnavailableError,
+)
 from qcnode.money import Indeterminate, NotBilled, Settled
 
 if TYPE_CHECKING:
@@ -72,6 +77,14 @@ class Metered:
     worst: TokenUsage
     image_sha256: str | None
     shape: UsageShape
+    step: int = 1
+    """Which question about the part it is; a later one is no repetition of the first."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """Say which question this is, the same for all attempts at it."""
+        asked = self.attempt.escalation_id
+        return asked if self.step == 1 else f"{asked}-{self.step}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +112,20 @@ class MeteringTransport(httpx2.AsyncBaseTransport):
         *,
         meter: Meter,
         monotonic_s: Callable[[], float],
+        forbids: Callable[[httpx2.URL], str | None] = lambda _: None,
     ) -> None:
         self._inner = inner
         self._meter = meter
         self._monotonic_s = monotonic_s
+        self._forbids = forbids
+        """Says why nothing may be sent to an address just now."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Record, send, read and record again.
 
         Raises `LedgerUnavailableError`, `BudgetExceededError` or `UnpricedError` before
-        anything has left; `ProviderUnavailableError` when no whole answer came in time,
+        anything has left, as `EgressDeniedError` where nothing may be sent there;
+        `ProviderUnavailableError` when no whole answer came in time,
         and `ProviderRefusedError` for an answer that is none (a redirect, too large).
         """
         metered = request.extensions.get(ATTEMPT)
@@ -117,11 +134,15 @@ class MeteringTransport(httpx2.AsyncBaseTransport):
                 f"{request.method} {request.url.host}: this request does not say which attempt"
                 f" it is, so it is not sent: give it extensions[{ATTEMPT!r}]"
             )
+        if words := self._forbids(request.url):
+            raise EgressDeniedError(words)
         body = await request.aread()
-        request.headers["Idempotency-Key"] = metered.attempt.escalation_id
+        request.headers["Idempotency-Key"] = metered.idempotency_key
         request.headers["X-QC-Attempt"] = metered.attempt.id
         # Packed, a small answer can unpack to gigabytes.
         request.headers["Accept-Encoding"] = "identity"
+        # What a server says beyond its answer would be read as the answer to the next question.
+        request.headers["Connection"] = "close"
         hold = await self._meter.intend(
             metered.attempt,
             metered.worst,

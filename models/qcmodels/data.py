@@ -11,11 +11,22 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from qcnode.books.pictures import JPEG_QUALITY
+from qcnode.domain import Frame
 from qcnode.errors import DatasetError, PictureError
-from qcnode.picture import SUFFIXES, read_bytes, read_picture
+from qcnode.picture import (
+    JPEG_MAGIC,
+    SUFFIXES,
+    decode_picture,
+    encode_jpeg,
+    read_bytes,
+    read_picture,
+    unpack_picture,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
     from pathlib import Path
 
     import numpy as np
@@ -125,19 +136,55 @@ def find_copies(samples: Iterable[Sample]) -> tuple[Sample, ...]:
     return tuple(copies)
 
 
-def read_sample(sample: Sample) -> NDArray[np.uint8]:
-    """Return a picture as RGB; one that cannot be used spoils the data set."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Seen:
+    """A picture as a model looks at it, and the whole of it: its size and the file's bytes."""
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+    encoded: bytes
+
+    def whole(self) -> NDArray[np.uint8]:
+        """Return every pixel there is."""
+        return decode_picture(self.encoded, name="a picture that was read before")
+
+    def frame(self, name: str, now: datetime) -> Frame:
+        """Return it as a part of the data set would come along a line."""
+        whole = self.size == self.pixels.shape[:2]
+        return Frame(
+            id=name,
+            part_id=name,
+            camera="dataset",
+            name=name,
+            captured_at=now,
+            pixels=self.pixels,
+            encoded=self.encoded,
+            size=None if whole else self.size,
+        )
+
+
+def read_sample(sample: Sample, *, side: int | None) -> Seen:
+    """Return a picture, no finer than a model of `side` looks; what cannot be used is an error."""
     try:
-        pixels = read_picture(sample.path)
+        encoded = read_bytes(sample.path)
+        unpacked = unpack_picture(encoded, name=str(sample.path), side=side)
     except PictureError as error:
         raise DatasetError(f"{error} (or take it out of the data set)") from error
-    height, width = pixels.shape[:2]
-    if min(height, width) < SIDE_MIN:
+    rows, columns = unpacked.size or unpacked.pixels.shape[:2]
+    if min(rows, columns) < SIDE_MIN:
         raise DatasetError(
-            f"{sample.path}: {width}x{height} pixels show no part, at least {SIDE_MIN} each way "
+            f"{sample.path}: {columns}x{rows} pixels show no part, at least {SIDE_MIN} each way "
             "are needed: take it out of the data set"
         )
-    return pixels
+    return Seen(pixels=unpacked.pixels, size=(rows, columns), encoded=encoded)
+
+
+def as_kept(sample: Sample) -> NDArray[np.uint8]:
+    """Return a picture whole, as the node keeps it for whoever rules on a part: from a JPEG."""
+    seen = read_sample(sample, side=None)
+    if seen.encoded.startswith(JPEG_MAGIC):
+        return seen.pixels
+    return decode_picture(encode_jpeg(seen.pixels, quality=JPEG_QUALITY), name=str(sample.path))
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from qcmodels.data import open_dataset, read_mask, read_sample, require_test
 from qcnode.certify import lower_bound, upper_bound
-from qcnode.domain import Frame, Limits, Prediction, Verdict
+from qcnode.domain import Limits, Prediction, Verdict
 from qcnode.errors import DatasetError
 from qcnode.policy import judge
 
@@ -127,21 +127,14 @@ def evaluate(
     durations: list[int] = []
     pixels = _PixelCount()
     for sample in samples:
-        picture = read_sample(sample)
-        frame = Frame(
-            id=str(sample.path.relative_to(dataset)),
-            part_id=sample.path.stem,
-            camera="dataset",
-            name=str(sample.path),
-            captured_at=now(),
-            pixels=picture,
-        )
+        seen = read_sample(sample, side=model.side)
+        frame = seen.frame(str(sample.path), now())
         start = clock_ns()
         prediction = model.predict(frame)
         durations.append(clock_ns() - start)
         scores.append(prediction.score)
         if prediction.heat is not None:
-            pixels.add(sample, prediction.heat, picture.shape[:2])
+            pixels.add(sample, prediction.heat, seen.size)
         progress("evaluate", len(scores), len(samples))
 
     split = len(data.test_good)

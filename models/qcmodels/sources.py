@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 from onnx import TensorProto, helper
 
-from qcmodels.bank import FEATURES, GRID, IMAGE, GraphBuilder, add_bank, add_sized
+from qcmodels.bank import FEATURES, GRID, IMAGE, SIZE, GraphBuilder, add_bank, add_sized
+from qcnode.picture import seen_at
 from qcnode.runtime.onnx import open_session
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Describer:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
         """Return channels x 32 x 32 for each of the kinds."""
+        pixels = seen_at(pixels, SIZE)
         parts = {
             name: np.asarray(session.run([FEATURES], {IMAGE: pixels})[0][0])
             for name, session in self._sessions.items()

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from qcmodels.bank import GRID, IMAGE
-from qcmodels.calibrate import PICTURES_MAX, TOKENS_PER_ESCALATION, calibrate, normal_pictures
+from qcmodels.bank import GRID, IMAGE, SIZE
+from qcmodels.calibrate import (
+    PICTURES_MAX,
+    TOKENS_PER_ESCALATION,
+    calibrate,
+    normal_marks,
+    normal_pictures,
+)
 from qcmodels.choose import (
     FAMILIES,
     LEARNS_LABELS,
@@ -20,7 +26,7 @@ from qcmodels.choose import (
     check_family,
     try_families,
 )
-from qcmodels.data import digest_of, find_copies, open_dataset, read_sample, require_train
+from qcmodels.data import as_kept, digest_of, find_copies, open_dataset, read_sample, require_train
 from qcmodels.families.contract import HEAT, SCORE, Features, FitConfig, compose_model
 from qcmodels.release import check_target, list_files, write_release
 from qcmodels.sources import KINDS, Describer, build_source
@@ -35,7 +41,7 @@ from qcnode.manifest import (
     TaughtFrom,
     digest_scores,
 )
-from qcnode.picture import encode_png
+from qcnode.picture import JPEG_MAGIC, encode_png, seen_at
 from qcnode.runtime.onnx import open_session
 
 if TYPE_CHECKING:
@@ -70,7 +76,8 @@ class TeachConfig:
 
     `alpha` bounds the share of good parts rejected, `escape_alpha` that of defective parts
     passed. No more than `pass_share` of the good parts pass unasked, whatever else is earned.
-    `prevalence` is the share of defective parts the risk table is reckoned for. `family`
+    `prevalence` is the share of defective parts the risk table is reckoned for. With
+    `ask_share` the limits are chosen from that table instead of earned. `family`
     None means that the best one is chosen; `normals_only` leaves labelled defects aside.
     """
 
@@ -79,6 +86,7 @@ class TeachConfig:
     escape_alpha: float = 0.1
     pass_share: float = 0.9
     prevalence: float = 0.02
+    ask_share: float | None = None
     family: str | None = None
     normals_only: bool = False
 
@@ -122,6 +130,7 @@ def teach(
         prevalence=config.prevalence,
         folds=scores.good_folds,
         defect_folds=scores.defect_folds if learns else None,
+        ask_share=config.ask_share,
     )
 
     contents = {MODEL_FILE: content, **judged.golden_pictures}
@@ -133,7 +142,9 @@ def teach(
         family=best.family,
         trials=tuple(trial for trial, _ in tried),
         model=MODEL_FILE,
-        input=PictureInput(name=IMAGE, layout="uint8 RGB HWC", height=height, width=width),
+        input=PictureInput(
+            name=IMAGE, layout="uint8 RGB HWC", height=height, width=width, side=SIZE
+        ),
         outputs=ModelOutputs(score=SCORE, heat=HEAT, heat_rows=GRID, heat_columns=GRID),
         labels=data.labels,
         accept_below=limits.accept_below,
@@ -145,7 +156,10 @@ def teach(
         good_scores=tuple(sorted(good)),
         defect_scores=tuple(sorted(defects)),
         calibration_sha256=digest_scores(good, defects),
-        pictures=normal_pictures(read_sample(sample) for sample in study.some_good(PICTURES_MAX)),
+        pictures=normal_pictures(
+            read_sample(sample, side=SIZE).pixels for sample in study.some_good(PICTURES_MAX)
+        ),
+        marks=normal_marks(as_kept(sample) for sample in study.some_good(PICTURES_MAX)),
         golden=judged.golden,
         golden_tolerance=GOLDEN_TOLERANCE,
         files=list_files(contents),
@@ -224,9 +238,9 @@ class _Study:
     def _described(self, samples: Sequence[Sample], stage: str) -> dict[str, NDArray[np.float32]]:
         rows: dict[str, list[NDArray[np.float32]]] = {name: [] for name in KINDS}
         for done, sample in enumerate(samples, start=1):
-            pixels = read_sample(sample)
-            self.sizes.add((pixels.shape[0], pixels.shape[1]))
-            for name, part in self._describe(pixels).items():
+            seen = read_sample(sample, side=SIZE)
+            self.sizes.add(seen.size)
+            for name, part in self._describe(seen.pixels).items():
                 rows[name].append(part)
             self._progress(stage, done, len(samples))
         if not samples:
@@ -239,7 +253,8 @@ class _Study:
         drawn = random.permutation(len(self.good))[:_DRAWN_ON]
         rows: dict[str, list[tuple[int, NDArray[np.float32]]]] = {name: [] for name in KINDS}
         for done, number in enumerate(drawn, start=1):
-            for picture in draw_defects(read_sample(self.good[number]), random):
+            good = read_sample(self.good[number], side=SIZE)
+            for picture in draw_defects(good.pixels, random):
                 for name, part in self._describe(picture).items():
                     rows[name].append((int(number), part))
             self._progress("teach: synthetic defects", done, len(drawn))
@@ -274,13 +289,15 @@ def _judge(session: ort.InferenceSession, study: _Study, progress: Progress) -> 
     pictures: dict[str, bytes] = {}
     samples = (*study.some_good(_GOLDEN_EACH), *study.defects)
     for done, sample in enumerate(samples, start=1):
-        pixels = read_sample(sample)
-        score, heat = session.run([SCORE, HEAT], {IMAGE: pixels})
+        seen = read_sample(sample, side=SIZE)
+        score, heat = session.run([SCORE, HEAT], {IMAGE: seen_at(seen.pixels, SIZE)})
         if done > _GOLDEN_EACH:
             defects.append(float(score))
         if done <= 2 * _GOLDEN_EACH:
-            path = f"golden/{len(golden)}.png"
-            pictures[path] = encode_png(pixels)
+            # A JPEG stays as it is, so that its decoder here is proven, too.
+            jpeg = seen.encoded.startswith(JPEG_MAGIC)
+            path = f"golden/{len(golden)}.{'jpg' if jpeg else 'png'}"
+            pictures[path] = seen.encoded if jpeg else encode_png(seen.whole())
             golden.append(
                 GoldenFrame(
                     path=path,

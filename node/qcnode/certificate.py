@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qcnode.domain import CertificateChange, Limits, Verdict
+from qcnode.picture import seen_of
 from qcnode.policy import judge, widened
 from qcnode.sight import look
 
@@ -69,8 +70,10 @@ class LiveCertificate:
         health: HealthBoard,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
+        side: int | None = None,
     ) -> None:
         self._model = model
+        self._side = side
         self._earned = earned
         self._good = tuple(good)
         self._new_watch = new_watch
@@ -140,7 +143,7 @@ class LiveCertificate:
         ours = prediction is not None and not self._is_of_another(prediction)
         alarm = watch.take(
             prediction.score if ours and prediction is not None else None,
-            None if frame is None else look(frame.pixels),
+            None if frame is None else look(seen_of(frame, self._side)),
         )
         if alarm is None:
             return None

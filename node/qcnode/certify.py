@@ -185,12 +185,6 @@ def settle_limits(
     return replace(escape, value=value, reason=reason), reject
 
 
-def p_value(calibration: Sequence[float], score: float) -> float:
-    """Return how likely a good part is to score this high: uniform or larger for good parts."""
-    at_least = sum(1 for other in calibration if other >= score)
-    return (1 + at_least) / (len(calibration) + 1)
-
-
 def upper_bound(failures: int, n: int, *, confidence: float = 0.95) -> float:
     """Return the Clopper-Pearson upper bound of a share, with `failures` seen among `n`."""
     _check_counts(failures, n, confidence)

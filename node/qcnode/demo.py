@@ -3,7 +3,8 @@
 A virtual line sends parts, the node judges them, doubtful ones go to the scripted
 provider (a real HTTP server in a process of its own, and no LLM), every token is
 metered and billed by a billing server in this process. At the end the world's own
-record says how many verdicts were wrong, and the ledger is compared with the bill.
+record says how many verdicts were wrong, with the node alone and with the agent, and the
+ledger is compared with the bill.
 Everything stays in one folder and can be looked at with the other commands.
 """
 
@@ -18,9 +19,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx2
 import uvicorn
@@ -34,13 +36,27 @@ from qcbridge.billing.keys import Trust
 from qcbridge.billing.reports import Reports
 from qcbridge.billing.store import BillingStore
 from qcbridge.billing.witness import Witness, open_key
+from qcbridge.evidence import image_tokens
 from qcmodels.data import digest_of, open_dataset
 from qcmodels.train import TeachConfig, teach
-from qcnode.books import batch
+from qcnode.books import batch, chain
+from qcnode.books.repricing import recorded
 from qcnode.cameras.folder import FolderPictures
 from qcnode.cameras.studio import DefectKind
 from qcnode.cameras.virtual import write_dataset
-from qcnode.domain import AgentLevel, Decider, FaultKind, Finding, Ruling
+from qcnode.demo_policy import WORDS as POLICY
+from qcnode.demo_policy import write_policy
+from qcnode.domain import (
+    Action,
+    AgentLevel,
+    Decider,
+    Disposition,
+    FaultKind,
+    Finding,
+    Inspection,
+    Limits,
+    Ruling,
+)
 from qcnode.errors import (
     LedgerCorruptError,
     ManifestError,
@@ -53,6 +69,8 @@ from qcnode.listen import listen
 from qcnode.main import QuietServer, build_node
 from qcnode.manifest import load_manifest
 from qcnode.panel.access import Role
+from qcnode.picture import decode_picture
+from qcnode.policy import alone
 from qcnode.settings import (
     AgentSettings,
     BudgetSettings,
@@ -69,18 +87,23 @@ from qcnode.settings import (
     Secrets,
     Settings,
 )
+from qcnode.wiring.agents import prices_of
 from qcnode.wiring.eyes import WORLD
+from qcnode.worth import Weighed, tokens_by_stream, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
+    from qcnode.books.repricing import Asked
     from qcnode.main import Node
-    from qcnode.money import LedgerTotals
+    from qcnode.money import LedgerFact, LedgerTotals
     from qcnode.ports import Channel
 
 TENANT = "demo"
 SEED = 20261122
+EVEN = 0.5
+"""How common defects are taken to be in a folder of test pictures, of which nobody knows it."""
 GOOD_PARTS = 160
 DEFECTS_EACH = 12
 BUDGET_MICRO = 2_000_000
@@ -92,11 +115,24 @@ SHOW_EVERY_S = 0.5
 TRUTH = "the virtual line's own record"
 READER = "truth"
 """Who reads the journal to say what parts were."""
+PAGE = 1_000
+MICRO = 1_000_000
+SCRIPTED_FORMULA = "patch28"
+"""How the scripted provider counts the tokens of a picture."""
+_GOES = {
+    Disposition.RELEASE: Action.ACCEPT,
+    Disposition.SCRAP: Action.REJECT,
+    Disposition.REWORK: Action.REJECT,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """What to show. Without `data` parts are rendered; without `seconds`, all `parts` come."""
+    """What to show. Without `data` parts are rendered; without `seconds`, all `parts` come.
+
+    With `ask_share` the model is taught to ask about this share of the parts, chosen on the
+    pictures it was taught from. `seed` draws the parts, their order and the provider's dice.
+    """
 
     home: Path
     data: Path | None
@@ -105,6 +141,8 @@ class DemoOptions:
     panel_port: int
     billing_port: int
     accuracy: float
+    ask_share: float | None
+    seed: int
     broker: tuple[str, int] | None
     billing_url: str | None
     keep: bool
@@ -119,18 +157,33 @@ class Show:
     running: Callable[[Node], None]
 
 
-def run_demo(options: DemoOptions, show: Show) -> dict[str, Any]:
-    """Run the demo and return its summary.
+class Around(Protocol):
+    """What stands around the node in place of the virtual line."""
+
+    def start(self, settings: Settings, undo: contextlib.ExitStack) -> Settings:
+        """Start it, and return the settings of a node that works with it."""
+
+    async def see_through(self, node: Node) -> None:
+        """Wait until every part has come and gone."""
+
+    async def report(self, node: Node) -> dict[str, Any]:
+        """Return what it saw."""
+
+
+def run_demo(options: DemoOptions, show: Show, around: Around | None = None) -> dict[str, Any]:
+    """Run the demo, on the virtual line or with what is `around`, and return its summary.
 
     Until the model is taught a signal ends the process as usual; from then on it ends
     the belt, and the books are still brought to agree.
     """
-    with _alone_in(options.home):
-        data = _prepare(options, show)
-        return asyncio.run(_run(options, data, show))
+    with alone_in(options.home):
+        data = prepare(options, show)
+        return asyncio.run(_run(options, data, show, around))
 
 
-async def _run(options: DemoOptions, data: Path, show: Show) -> dict[str, Any]:
+async def _run(
+    options: DemoOptions, data: Path, show: Show, around: Around | None
+) -> dict[str, Any]:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -142,6 +195,8 @@ async def _run(options: DemoOptions, data: Path, show: Show) -> dict[str, Any]:
         store = _open_store(options)
         undo.callback(store.database.close)
         page, channel = await _serve_billing(options, store, token, undo)
+        if around is not None:
+            settings = around.start(settings, undo.enter_context(contextlib.ExitStack()))
         node = build_node(settings, channel=channel)
         undo.push_async_callback(node.close)
         # For this demo alone, and for as long as it runs: nobody has to make an account.
@@ -151,14 +206,19 @@ async def _run(options: DemoOptions, data: Path, show: Show) -> dict[str, Any]:
 
         node_stop = asyncio.Event()
         running = asyncio.create_task(node.run(node_stop))
+        seeing = None if around is None else asyncio.create_task(around.see_through(node))
         try:
             await _until_parts_are_through(node, options, show, stop, running)
             await _until_books_agree(node, show, stop)
             summary = _summary(node, store, options)
+            if around is not None:
+                summary["line"] = await around.report(node)
             if options.keep and not stop.is_set():
                 show.say("summary is ready; the panel stays up until Ctrl-C")
                 await stop.wait()
         finally:
+            if seeing is not None:
+                seeing.cancel()
             node_stop.set()
             await running
     return summary
@@ -168,7 +228,7 @@ async def _run(options: DemoOptions, data: Path, show: Show) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _alone_in(home: Path) -> Iterator[None]:
+def alone_in(home: Path) -> Iterator[None]:
     """Keep other demos out of `home`, before anything in it is touched."""
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -185,8 +245,8 @@ def _alone_in(home: Path) -> Iterator[None]:
         yield
 
 
-def _prepare(options: DemoOptions, show: Show) -> Path:
-    """Return the data set, with a model taught on it in `home/model`."""
+def prepare(options: DemoOptions, show: Show) -> Path:
+    """Return the data set, with a model taught on it in `home`."""
     data = options.data
     if data is None:
         data = options.home / "flange"
@@ -197,23 +257,36 @@ def _prepare(options: DemoOptions, show: Show) -> Path:
             shutil.rmtree(unfinished, ignore_errors=True)
             write_dataset(
                 unfinished,
-                seed=SEED,
+                seed=SEED + options.seed,
                 good=GOOD_PARTS,
                 defects=DEFECTS_EACH,
                 progress=lambda done, of: show.teaching("render", done, of),
             )
             unfinished.rename(data)
-    if not _is_taught_from(options.home / "model", data):
+    if not _is_taught_from(_model_dir(options), data):
         show.say(f"teaching a model on {data}")
         teach(
             data,
-            options.home / "model",
-            # Nobody wants to watch other families lose.
-            config=TeachConfig(family="gaussian"),
+            _model_dir(options),
+            config=_teach_config(options),
             now=datetime.now(UTC),
             progress=show.teaching,
         )
     return data
+
+
+def _model_dir(options: DemoOptions) -> Path:
+    if options.ask_share is None:
+        return options.home / "model"
+    return options.home / f"model-asking-{options.ask_share:g}"
+
+
+def _teach_config(options: DemoOptions) -> TeachConfig:
+    if options.ask_share is None:
+        # Nobody wants to watch other families lose.
+        return TeachConfig(family="gaussian", seed=options.seed)
+    config = TeachConfig(ask_share=options.ask_share, seed=options.seed)
+    return config if options.data is None else replace(config, prevalence=EVEN)
 
 
 def _is_taught_from(model: Path, data: Path) -> bool:
@@ -240,14 +313,15 @@ def _settings(options: DemoOptions, data: Path, base_url: str, key: str, token: 
         product = data.resolve().name.replace("_", " ")
         classes = open_dataset(data).labels
     host, port = options.broker or ("127.0.0.1", 1883)
+    provider = ProviderSettings(base_url=base_url, timeout_s=3.0)
     return Settings(
         node=NodeSettings(name="demo-node", tenant=TENANT, site="demo", home=options.home),
         panel=PanelSettings(port=options.panel_port),
-        line=LineSettings(parts=parts, seed=SEED),
+        line=LineSettings(parts=parts, seed=SEED + options.seed),
         camera=camera,
         # A folder of test parts is mostly defects, and no line.
         drift=DriftSettings() if options.data is None else DriftSettings(defects_most=0.95),
-        model=ModelSettings(dir=options.home / "model"),
+        model=ModelSettings(dir=_model_dir(options)),
         agent=AgentSettings(
             enabled=True,
             # Nobody stands at the demo to confirm proposals.
@@ -256,7 +330,14 @@ def _settings(options: DemoOptions, data: Path, base_url: str, key: str, token: 
             defect_classes=classes,
             waiting_max=500,
         ),
-        provider=ProviderSettings(base_url=base_url, timeout_s=3.0),
+        provider=(provider,),
+        authority=write_policy(
+            options.home / "policy",
+            provider=provider.name,
+            model=provider.model,
+            right=options.accuracy,
+            now=datetime.now(UTC),
+        ),
         cost_centre=CostCentreSettings(
             department="quality",
             application="inspection",
@@ -285,6 +366,7 @@ async def _scripted_provider(options: DemoOptions, key: str) -> AsyncIterator[st
             *("--world", str(options.home / WORLD)),
             *("--log", str(options.home / "provider.log")),
             *("--port", str(port), "--accuracy", str(options.accuracy)),
+            *("--seed", str(1 + options.seed)),
             *("--error-rate", "0.04", "--timeout-rate", "0.02", "--until-stdin-closes"),
         ],
         env={**os.environ, "QCNODE_PROVIDER_API_KEY": key},
@@ -484,6 +566,7 @@ def _summary(node: Node, store: BillingStore, options: DemoOptions) -> dict[str,
             "matches": (billed.entries, billed.cost_pico, billed.held_pico)
             == (totals.entries, totals.cost_pico, totals.held_pico),
         },
+        "agent": _agent(node),
         "false_rejects": gate["false_rejects"] + rulings["false_rejects"],
         "escapes": gate["escapes"] + rulings["escapes"],
         "wrong": {"gate": gate, "rulings": rulings},
@@ -492,7 +575,119 @@ def _summary(node: Node, store: BillingStore, options: DemoOptions) -> dict[str,
         "p99_ms": _quantile_ms(latencies, 0.99),
         "model": node.manifest.version,
         "provider": "scripted provider (no LLM; its answers come from the line's own truth)",
+        "policy": POLICY,
         "home": str(options.home),
+    }
+
+
+def _agent(node: Node) -> dict[str, Any]:
+    """Say what asking was worth: errors without and with it, its tokens, and what it saved."""
+    inspected, ruled = _on_record(node)
+    limits = node.manifest.limits
+    table = node.manifest.risk_coverage
+    one = Limits(accept_below=None, reject_from=table[0].reject_from) if table else None
+    weighed = []
+    for fate in read_fates(node.settings.node.home / WORLD):
+        part = inspected.get(fate.part_id)
+        if part is None or fate.truth == UNKNOWN:
+            continue  # A fault: neither way has judged it.
+        action = alone(part.score, limits)
+        ruling = ruled.get(fate.part_id)
+        done = part.action
+        if done is Action.DIVERT:
+            went = None if ruling is None else ruling.disposition
+            done = action if went is None else _GOES[went]
+        weighed.append(
+            Weighed(
+                defective=fate.is_defective,
+                alone=action,
+                done=done,
+                ruled=ruling is not None,
+                one_limit=None if one is None else alone(part.score, one),
+            )
+        )
+    worth = weigh(weighed)
+    asked = recorded(_facts(node)).asked
+    streams = tokens_by_stream(asked)
+    tokens, parts = sum(streams.values()), node.journal.counts().parts
+    net = worth.alone - worth.with_agent
+    costs = node.ledger.totals().cost_pico
+    return {
+        "parts": worth.parts,
+        "ruled": worth.ruled,
+        "wrong_alone": worth.alone,
+        "wrong_alone_at_one_limit": worth.one_limit,
+        "wrong_with_agent": worth.with_agent,
+        "wrong_if_every_ruling_were_right": worth.if_right,
+        "errors_avoided": worth.avoided,
+        "errors_made": worth.made,
+        "tokens": streams,
+        "tokens_per_1000_parts": round(1000 * tokens / parts) if parts else None,
+        "cost_pico_per_error_avoided": {name: pico // net for name, pico in costs.items()}
+        if net > 0
+        else None,
+        "naive": _naive(node, asked),
+    }
+
+
+def _on_record(node: Node) -> tuple[dict[str, Inspection], dict[str, Ruling]]:
+    """Return what the node saw of each part, and what an agent ruled that counted."""
+    inspected: dict[str, Inspection] = {}
+    ruled: dict[str, Ruling] = {}
+    after = 0
+    while records := node.journal.read(after):
+        for _, record in records:
+            if isinstance(record, Inspection):
+                inspected[record.part_id] = record
+            elif isinstance(record, Ruling) and record.binding and record.by is Decider.AGENT:
+                ruled[record.part_id] = record
+        after = records[-1][0]
+    return inspected, ruled
+
+
+def _facts(node: Node) -> Iterator[tuple[int, LedgerFact]]:
+    after = 0
+    while entries := node.ledger.read(after, PAGE):
+        for entry in entries:
+            yield entry.at_us, chain.fact_of(entry)
+        after = entries[-1].seq
+
+
+def _naive(node: Node, asked: Sequence[Asked]) -> dict[str, Any] | None:
+    """Reckon the same questions with the whole picture at its own size and the same words.
+
+    By the scripted provider's own formula and the book in force; nothing is sent.
+    """
+    prices, tokens, used, requests = prices_of(node.settings.provider[0]), 0, 0, 0
+    costs: Counter[str] = Counter()
+    for one in asked:
+        # The desk makes an escalation's id of its inspection's.
+        picture = node.journal.picture(one.attempt.escalation_id.removeprefix("e-"))
+        if picture is None or one.cost is None:
+            continue
+        height, width = decode_picture(picture, name=one.attempt.escalation_id).shape[:2]
+        whole = replace(one.usage, image=image_tokens(width, height, formula=SCRIPTED_FORMULA))
+        cost = prices.price(
+            whole,
+            one.attempt.provider,
+            one.attempt.model,
+            datetime.fromtimestamp(one.ended_us / MICRO, UTC),
+        )
+        tokens += whole.input_tokens + whole.output_tokens
+        used += one.usage.input_tokens + one.usage.output_tokens
+        requests += 1
+        costs[cost.currency] += cost.pico
+        costs[f"{cost.currency} used"] += one.cost.pico
+    if not tokens:
+        return None
+    currencies = [name for name in costs if " " not in name]
+    return {
+        "tokens": tokens,
+        "tokens_saved": tokens - used,
+        "share_saved": round(1 - used / tokens, 4),
+        "tokens_for_every_part": tokens * node.journal.counts().parts // requests,
+        "cost_pico": {name: costs[name] for name in currencies},
+        "cost_saved_pico": {name: costs[name] - costs[f"{name} used"] for name in currencies},
     }
 
 

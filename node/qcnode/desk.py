@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 import structlog
 
+from qcnode.authority import ACTION_OF
 from qcnode.domain import (
     Action,
-    AgentLevel,
     Allowance,
     Box,
     Decider,
@@ -50,7 +50,6 @@ from qcnode.policy import (
     Bucket,
     Leaning,
     alone,
-    authorize,
     choose_decider,
     disposition_of,
     lean,
@@ -66,12 +65,17 @@ if TYPE_CHECKING:
 
     from qcnode.books.journal import Journal
     from qcnode.domain import Opinion
-    from qcnode.money import CostCentre
+    from qcnode.money import CostCentre, WorstCase
     from qcnode.ports import Ledger, Line, Purse, Reviewer
+    from qcnode.warrant import Warrant
 
 log = structlog.get_logger()
 
 BETWEEN_LIMITS = "the score lies between the limits"
+STOPPED_FIRST = "the agent was stopped before its ruling reached the line"
+TOO_LATE = "too-late"
+"""On a ruling of an agent that came after a person's."""
+WITHHELD = "what the agent says of it is not shown"
 READ_MAX = 200
 TICK_S = 0.5
 LEDGER_S = 10.0
@@ -85,14 +89,13 @@ RECENT_MAX = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeskRules:
-    """What the line chose beforehand about asking, and what its model was released with.
+    """What the line chose beforehand about asking, and the limits of the model in service.
 
     `centre` is on whose account the agent asks.
     """
 
-    limits: Limits
+    limits: Callable[[], Limits]
     centre: CostCentre
-    level: AgentLevel
     workers: int
     waiting_max: int
     ruling_timeout: timedelta
@@ -126,9 +129,11 @@ class Desk:
         ledger: Ledger,
         purse: Purse,
         rules: DeskRules,
+        warrant: Warrant,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
         audited: Callable[[], None] = lambda: None,
+        suspect: Callable[[bytes], str | None] = lambda _: None,
     ) -> None:
         self._journal = journal
         self._line = line
@@ -136,9 +141,12 @@ class Desk:
         self._ledger = ledger
         self._purse = purse
         self._rules = rules
+        self._warrant = warrant
         self._now = now
         self._new_id = new_id
         self._audited = audited
+        self._suspect = suspect
+        """Says, in a thread, what on a picture may be there to persuade."""
         """Called, in a thread, when an audit's ruling is on record."""
         self._open: dict[str, WaitingEscalation] = {}
         self._for_agent: asyncio.Queue[str] = asyncio.Queue(maxsize=rules.waiting_max)
@@ -152,11 +160,14 @@ class Desk:
         """Scores of the last parts that people ruled on, and whether they were defective."""
         self._learnt: tuple[Leaning, list[float]] | None = None
         """What follows from the two: how doubtful a score is, and the last doubts in order."""
+        self._questions: set[asyncio.Timeout] = set()
+        """What is being asked just now; the kill switch ends each."""
 
     async def run(self) -> None:
         """Work until cancelled. What is unfinished then is found again in the journal."""
         loop = asyncio.get_running_loop()
         self._journal.add_listener(lambda: _call(loop, self._news.set))
+        self._warrant.add_listener(lambda: _call(loop, self._cut_off))
         for escalation, proposal in await asyncio.to_thread(self._journal.open_escalations):
             self._open[escalation.id] = WaitingEscalation(escalation=escalation, proposal=proposal)
         async with asyncio.TaskGroup() as tasks:
@@ -323,10 +334,10 @@ class Desk:
         for waiting in self.waiting():
             if self._held(waiting):
                 continue
-            if waiting.escalation.expires_at <= now:
-                await self._expire(waiting)
-            else:
+            if waiting.escalation.expires_at > now:
                 self._offer(waiting)
+            elif not self._warrant.stopped():
+                await self._expire(waiting)  # While the line is stopped only people move parts.
 
     def _look_at_budgets(self) -> None:
         """Find out once for all parts that wait what may be asked."""
@@ -343,6 +354,8 @@ class Desk:
 
     def _may_ask(self, waiting: WaitingEscalation) -> bool:
         if self._reviewer is None or self._draining or waiting.settling:
+            return False
+        if self._warrant.stopped():
             return False
         if waiting.proposal is not None or waiting.offers >= OFFERS_MAX:
             return False
@@ -380,7 +393,7 @@ class Desk:
         if score is None or self._allowance.share >= 1.0:
             return 0.0
         if self._learnt is None:
-            leaning = lean(self._rules.limits, self._undecided, self._ruled)
+            leaning = lean(self._rules.limits(), self._undecided, self._ruled)
             self._learnt = leaning, sorted(leaning.doubt(one) for one in self._undecided)
         leaning, doubts = self._learnt
         return rank_among(leaning.doubt(score), doubts)
@@ -389,8 +402,11 @@ class Desk:
         while True:
             escalation_id = await self._for_agent.get()
             waiting = self._open.get(escalation_id)
-            if waiting is None or waiting.settling:
-                continue  # A person was faster.
+            if waiting is None or waiting.settling or self._warrant.stopped():
+                # A person was faster, or stopped it.
+                if waiting is not None:
+                    waiting.with_agent = False
+                continue
             try:
                 await self._review(reviewer, waiting)
             except ProviderUnavailableError as error:
@@ -420,12 +436,39 @@ class Desk:
             log.info("no picture to show the agent", escalation=waiting.escalation.id)
             return
         heat = await asyncio.to_thread(self._journal.heat, inspection_id)
-        opinion = await reviewer.review(waiting.escalation, picture, heat)
-        await self._record(waiting, self._ruling_from(waiting.escalation, opinion))
+        try:
+            async with asyncio.timeout(None) as question:
+                self._questions.add(question)
+                opinion = await reviewer.review(waiting.escalation, picture, heat)
+        except TimeoutError:
+            if not question.expired():
+                raise
+            log.info("question cut off by the kill switch", escalation=waiting.escalation.id)
+            return
+        finally:
+            self._questions.discard(question)
+        suspicion = await asyncio.to_thread(self._suspect, picture)
+        if suspicion is not None:
+            # Whoever wrote on the part may have chosen the agent's words: no person sees them.
+            opinion = replace(opinion, suspicion=suspicion, reason=f"{suspicion}; {WITHHELD}")
+        await self._rule(waiting, opinion, reviewer.worst())
 
-    def _ruling_from(self, escalation: Escalation, opinion: Opinion) -> Ruling:
+    def _cut_off(self) -> None:
+        """End what is being asked when the line is stopped; the books hold each at its most."""
+        self._news.set()
+        if self._warrant.stopped():
+            now_s = asyncio.get_running_loop().time()
+            for question in self._questions:
+                if not question.expired():
+                    question.reschedule(now_s)
+
+    async def _rule(
+        self, waiting: WaitingEscalation, opinion: Opinion, worst: WorstCase | None
+    ) -> None:
+        """Record what the agent said, binding if it may be when that is recorded."""
+        escalation = waiting.escalation
         disposition = disposition_of(opinion.finding)
-        return Ruling(
+        draft = Ruling(
             id=self._new_id(),
             escalation_id=escalation.id,
             part_id=escalation.part_id,
@@ -433,12 +476,37 @@ class Desk:
             who=opinion.who,
             finding=opinion.finding,
             disposition=disposition,
-            binding=disposition is not None and authorize(self._rules.level, disposition),
+            binding=False,
             reason=opinion.reason,
             defect_class=opinion.defect_class,
             confidence=opinion.confidence,
             at=self._now(),
+            provider=opinion.provider,
+            blind=self._warrant.drawn(opinion.who, escalation.part_id),
         )
+        # What it cost at most, where nobody says what it did.
+        spent = None if worst is None else (worst.hold.currency, worst.hold.pico)
+
+        def weigh(taken: int) -> Ruling:
+            if disposition is None:
+                return draft
+            if waiting.settling or self._held(waiting):
+                return replace(draft, code=TOO_LATE, blind=False)
+            decision = self._warrant.rule(
+                opinion,
+                escalation,
+                ACTION_OF[disposition],
+                node_leans=alone(escalation.score, self._rules.limits()),
+                spent=spent,
+                taken=taken,
+            )
+            return replace(draft, binding=decision.allowed, code=decision.code.value)
+
+        recorded = await asyncio.wrap_future(self._journal.rule(draft, weigh))
+        if recorded is not None and recorded.binding:
+            self._open.pop(escalation.id, None)
+        elif recorded is not None:
+            waiting.proposal = recorded
 
     async def _expire(self, waiting: WaitingEscalation) -> None:
         escalation = waiting.escalation
@@ -462,7 +530,7 @@ class Desk:
 
     async def _record(self, waiting: WaitingEscalation, ruling: Ruling) -> bool:
         """Make a ruling durable and say whether it was the one that counts."""
-        if waiting.settling or (ruling.by is Decider.AGENT and self._held(waiting)):
+        if waiting.settling:
             ruling = replace(ruling, binding=False)  # Too late; kept as an opinion.
         waiting.settling = waiting.settling or ruling.binding
         try:
@@ -488,9 +556,34 @@ class Desk:
         while records := await asyncio.to_thread(self._journal.read, after, READ_MAX):
             for _, record in records:
                 if isinstance(record, Ruling) and record.binding and record.disposition is not None:
-                    self._line.dispose(record.part_id, record.disposition)
+                    if self._is_stopped(record):
+                        await self._ask_anew(record)
+                    else:
+                        self._line.dispose(record.part_id, record.disposition)
             after = records[-1][0]
             await asyncio.wrap_future(self._journal.advance("line", after))
+
+    def _is_stopped(self, ruling: Ruling) -> bool:
+        return ruling.by is Decider.AGENT and self._warrant.stopped(
+            ruling.who, f"provider:{ruling.provider or ''}"
+        )
+
+    async def _ask_anew(self, ruling: Ruling) -> None:
+        """Put a part to people whose agent was stopped before the line heard of its ruling."""
+        story = await asyncio.to_thread(self._journal.story, ruling.escalation_id)
+        if story is None:
+            return
+        opened_at = self._now()
+        again = replace(
+            story[0],
+            # Made from the ruling's own id, so that reading it twice asks once.
+            id=f"k-{ruling.id}",
+            reason=STOPPED_FIRST,
+            opened_at=opened_at,
+            expires_at=opened_at + self._rules.ruling_timeout,
+        )
+        if await asyncio.wrap_future(self._journal.submit(again)):
+            self._open[again.id] = WaitingEscalation(escalation=again, offers=OFFERS_MAX)
 
     async def _keep_outcomes(self) -> None:
         """Follow the journal for the ledger, whose disk must hold up nobody who rules."""
@@ -498,6 +591,7 @@ class Desk:
         while True:
             try:
                 await self._tell_ledger()
+                await asyncio.to_thread(self._warrant.recount)
             except (JournalUnavailableError, LedgerUnavailableError) as error:
                 if not waits:
                     log.warning("outcomes wait", reason=str(error))
@@ -555,7 +649,7 @@ class Desk:
             centre=self._rules.centre,
             ruled=(by_agent or binding)[-1].name,
             truth=truth.name,
-            node_alone=alone(escalation.score, self._rules.limits).value,
+            node_alone=alone(escalation.score, self._rules.limits()).value,
             source=source,
         )
 

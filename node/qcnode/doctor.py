@@ -14,14 +14,14 @@ import sqlite3
 import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import httpx2
 import onnxruntime
 
-from qcbridge.prices import open_book
+from qcbridge.egress import EgressRule, Permit, refusal
+from qcbridge.providers.protocols import provider_class
 from qcnode.books.ledger_file import LedgerReader
 from qcnode.errors import QcError
 from qcnode.listen import listen
@@ -32,20 +32,22 @@ from qcnode.runtime.onnx import OnnxModel
 from qcnode.runtime.tuning import keep, tune
 from qcnode.settings import load_settings
 from qcnode.wiring.agents import (
-    SCRIPTED,
+    UNLISTED,
     allows_nothing,
     check_provider,
     checked_on,
+    prices_of,
     worst_request,
 )
 from qcnode.wiring.eyes import MODELS
+from qcnode.wiring.machine import now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from qcnode.runtime.tuning import Tuning
-    from qcnode.settings import Settings
+    from qcnode.settings import ProviderSettings, Settings
 
 FREE_BYTES_MIN = 1_000_000_000
 CONNECT_TIMEOUT_S = 3.0
@@ -100,9 +102,12 @@ def _of_node(settings: Settings) -> Iterator[Finding]:
     yield _model(settings)
     yield _panel(settings)
     if settings.agent.enabled:
-        yield _prices(settings)
+        several = len(settings.provider) > 1
+        for one in settings.provider:
+            of = f" {one.name}/{one.model}" if several else ""
+            yield _prices(settings, one, f"prices{of}")
+            yield _provider(settings, one, f"provider{of}")
         yield from _budgets(settings)
-        yield _provider(settings)
     if settings.metering.channel == "http":
         yield _billing(settings)
     if settings.metering.channel == "mqtt" or settings.mqtt.events or settings.sparkplug.enabled:
@@ -227,14 +232,14 @@ def _panel(settings: Settings) -> Finding:
     return Finding(check="panel", ok=True, words=f"{panel.host}:{panel.port} is free")
 
 
-def _prices(settings: Settings) -> Finding:
-    provider, now = settings.provider, datetime.now(UTC)
+def _prices(settings: Settings, provider: ProviderSettings, check: str) -> Finding:
+    at = now()
     try:
-        book = open_book(provider.prices, provider.prices_key)
-        cost = book.price(TokenUsage(text=1_000, output=100), provider.name, provider.model, now)
+        book = prices_of(provider)
+        cost = book.price(TokenUsage(text=1_000, output=100), provider.name, provider.model, at)
     except QcError as error:
         return Finding(
-            check="prices",
+            check=check,
             ok=False,
             words=str(error),
             fix="write a price file and name it in provider.prices: without one nothing is asked",
@@ -244,25 +249,29 @@ def _prices(settings: Settings) -> Finding:
     )
     if other is not None:
         return Finding(
-            check="prices",
+            check=check,
             ok=False,
             words=f"prices are in {cost.currency}, budget {other.name} in {other.currency}",
             fix=f"set the currency of budget {other.name} to that of the price file",
         )
-    checked = checked_on(book, provider.name, provider.model, now)
+    checked = checked_on(book, provider.name, provider.model, at)
     days_max = settings.metering.prices_age_max_days
-    if provider.name != SCRIPTED and checked is not None and (now.date() - checked).days > days_max:
+    if (
+        provider.name not in UNLISTED
+        and checked is not None
+        and (at.date() - checked).days > days_max
+    ):
         return Finding(
-            check="prices",
+            check=check,
             ok=False,
             words=f"last checked on {checked}, more than {days_max} days ago",
             fix="look the prices up, and set checked_at in the price file to today",
         )
-    rows = book.rows_in_force(provider.name, provider.model, now)
+    rows = book.rows_in_force(provider.name, provider.model, at)
     words = ", ".join(cost.rows)
     if unread := [row.id for row in rows if not row.confirmed]:
         words += f"; {len(unread)} not confirmed: see `qcnode prices check`"
-    return Finding(check="prices", ok=True, words=words)
+    return Finding(check=check, ok=True, words=words)
 
 
 def _budgets(settings: Settings) -> Iterator[Finding]:
@@ -290,14 +299,22 @@ def _budgets(settings: Settings) -> Iterator[Finding]:
             yield Finding(check=check, ok=True, words=f"by the {budget.window}{lent}")
 
 
-def _provider(settings: Settings) -> Finding:
+def _provider(settings: Settings, one: ProviderSettings, check: str) -> Finding:
     try:
-        check_provider(settings)
+        check_provider(settings, one)
+        provider_class(one.protocol, one.module)
     except QcError as error:
+        return Finding(check=check, ok=False, words=str(error), fix="mend the key or [provider]")
+    forbidden = refusal(Permit.of(one), EgressRule.of(settings.egress), today=now().date())
+    if forbidden is not None:
         return Finding(
-            check="provider", ok=False, words=str(error), fix="mend the key or [provider]"
+            check=check,
+            ok=False,
+            words=forbidden,
+            fix="say in [provider] and [egress] what may be sent to whom:"
+            " docs/how-to/use-a-real-provider.md",
         )
-    return _reach("provider", settings.provider.base_url, "check provider.base_url and the network")
+    return _reach(check, one.base_url, "check provider.base_url and the network")
 
 
 def _billing(settings: Settings) -> Finding:

@@ -75,6 +75,20 @@ class AgentLevel(StrEnum):
     L4 = "L4"
 
 
+class ChangeStage(StrEnum):
+    """How far a change of the process has come; one proposal leaves one or two on record."""
+
+    HELD = "held"
+    """It waits for a person to confirm it."""
+    DENIED = "denied"
+    DECLINED = "declined"
+    """A person would not have it."""
+    ORDERED = "ordered"
+    """It is on record, and done right after."""
+    DROPPED = "dropped"
+    """It was ordered and not done: the kill switch, or the machine, was against it."""
+
+
 class FaultKind(StrEnum):
     """Why a trigger ended without a verdict."""
 
@@ -109,7 +123,8 @@ class Frame:
 
     `pixels` is RGB, uint8, height x width x 3. `encoded` holds the camera's own
     bytes where it delivers any (the best evidence there is), and `name` where they
-    came from, for people.
+    came from, for people. `size` is rows and columns of the whole picture where `pixels`
+    is less of it: `encoded`, unpacked no finer than the model looks.
     """
 
     id: str
@@ -119,6 +134,7 @@ class Frame:
     captured_at: datetime
     pixels: NDArray[np.uint8]
     encoded: bytes | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,10 +158,15 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evidence:
-    """What is kept of an undecided part, for whoever rules on it."""
+    """What is kept of an undecided part, for whoever rules on it.
+
+    `heat_full` is the score that is drawn as full heat: the limit from which the model
+    that judged the part rejects, so that heat means the same on every part.
+    """
 
     frame: Frame | None
     heat: NDArray[np.float32] | None
+    heat_full: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +289,12 @@ class Opinion:
     reason: str
     confidence: float | None
     who: str
+    provider: str | None = None
+    """Who was asked, as the settings call them."""
+    spent: tuple[str, int] | None = None
+    """What this opinion cost: currency and pico-units; None is not known."""
+    suspicion: str | None = None
+    """What on the picture may be there to persuade; None is nothing."""
 
     def __post_init__(self) -> None:
         if self.confidence is not None and not 0.0 <= self.confidence <= 1.0:
@@ -279,7 +306,8 @@ class Ruling:
     """The answer to an escalation, by agent or operator, and why.
 
     A ruling that is not `binding` is a proposal: the part stays where it is until
-    a person confirms or overrules it.
+    a person confirms or overrules it. Of an agent's, `code` says why it binds or waits, and
+    one that is `blind` was drawn for a person to rule without knowing it.
     """
 
     id: str
@@ -294,6 +322,9 @@ class Ruling:
     defect_class: str | None
     confidence: float | None
     at: datetime
+    provider: str | None = None
+    code: str | None = None
+    blind: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,7 +343,51 @@ class CertificateChange:
     picture_at_fault: bool = False
 
 
-JournalRecord: TypeAlias = Inspection | Fault | Passage | Escalation | Ruling | CertificateChange
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessChange:
+    """A step in the life of a proposed change of the process: who, what, from, to, and why.
+
+    `knob` is what is turned, or "stop" and "restart" for the line as a whole, which have no
+    values. `by` is whose idea it was, and `confirmed_by` the person who let it happen. `tokens`
+    is what the advice used; None is not known. `undoes` is the proposal it takes back.
+    """
+
+    id: str
+    proposal_id: str
+    stage: ChangeStage
+    knob: str
+    before: float | None
+    after: float | None
+    by: Decider
+    who: str
+    reason: str
+    code: str
+    tokens: int | None
+    at: datetime
+    confirmed_by: str | None = None
+    undoes: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Who was chosen to be asked about a part, why, and why none of the others.
+
+    `permit` is the leave under which its picture goes there, in words.
+    """
+
+    id: str
+    escalation_id: str
+    provider: str
+    model: str
+    reason: str
+    passed_over: tuple[str, ...]
+    permit: str
+    at: datetime
+
+
+JournalRecord: TypeAlias = (
+    Inspection | Fault | Passage | Escalation | Ruling | CertificateChange | ProcessChange | Choice
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,12 +81,28 @@ class ProviderRefusedError(QcError):
     """The provider answered, and the answer is no ruling (status, prose, wrong part)."""
 
 
+class EgressDeniedError(ProviderRefusedError):
+    """Nothing may be sent to this provider, or not to this address; nothing was."""
+
+
 class BillingError(QcError):
     """The billing server cannot take or compute what was asked of it."""
 
 
 class RulingError(QcError):
     """This ruling cannot be taken: the part is unknown or already settled."""
+
+
+class AdjustmentError(QcError):
+    """This change of the process cannot be made: out of bounds, not there, or not any more."""
+
+
+class PolicyError(QcError):
+    """The policy pack or an attestation cannot be used; the message names file and key."""
+
+
+class KillSwitchError(QcError):
+    """This cannot be stopped, or not be cleared, in this way."""
 
 
 class AccessError(QcError):

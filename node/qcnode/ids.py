@@ -36,6 +36,13 @@ class IdMaker:
             fresh = (self._now_ms() << _CHANCE_BITS) | self._chance(_CHANCE_BITS)
             in_step = fresh >> _CHANCE_BITS > self._last >> _CHANCE_BITS
             self._last = fresh if in_step else self._last + 1
-            return "".join(
-                _ALPHABET[(self._last >> shift) & 31] for shift in range(5 * (_LENGTH - 1), -1, -5)
-            )
+            return _written(self._last)
+
+
+def first_id(at_ms: int) -> str:
+    """Return what sorts before every id made from then on, and after every earlier one."""
+    return _written(at_ms << _CHANCE_BITS)
+
+
+def _written(number: int) -> str:
+    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(5 * (_LENGTH - 1), -1, -5))

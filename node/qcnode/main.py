@@ -26,13 +26,10 @@ import uvicorn
 from qcnode.ahead import Ahead
 from qcnode.books import batch
 from qcnode.books.ballast import BALLAST_BYTES
-from qcnode.books.inbox import Inbox
 from qcnode.books.journal import Journal
 from qcnode.books.ledger import SqliteLedger
 from qcnode.books.mark import FileId
-from qcnode.books.outbox import Outbox
 from qcnode.books.pictures import PictureStore
-from qcnode.books.pin import ServerKey
 from qcnode.books.purse import Purse
 from qcnode.desk import Desk, DeskRules
 from qcnode.errors import (
@@ -43,7 +40,7 @@ from qcnode.errors import (
 )
 from qcnode.health import HealthBoard
 from qcnode.ids import IdMaker
-from qcnode.lines.virtual import Belt, VirtualLine
+from qcnode.kill import LINE, KillSwitch
 from qcnode.listen import listen
 from qcnode.logs import configure_logs
 from qcnode.panel.accounts import Accounts
@@ -56,24 +53,31 @@ from qcnode.runtime.slot import Slot, Step
 from qcnode.sdnotify import Supervisor, feed_watchdog
 from qcnode.station import Station
 from qcnode.telling import Telling
-from qcnode.wiring.agents import SCRIPTED, build_agent, price_age, warn_of_budgets
+from qcnode.wiring.agents import (
+    SCRIPTED,
+    build_agent,
+    build_rechecks,
+    price_age,
+    warn_of_budgets,
+)
+from qcnode.wiring.authority import build_kill_switch, build_warrant
 from qcnode.wiring.billing import (
     Archive,
-    ask_every_s,
     build_channel,
+    build_senders,
     node_key,
-    open_archives,
-    server_key_of,
 )
+from qcnode.wiring.evidence import means_of, settled_first
 from qcnode.wiring.eyes import (
     CAMERAS,
     MODELS,
-    WORLD,
+    Judging,
+    PartMarks,
     certificate_of,
     open_releases,
-    promises_of,
     reference_of,
 )
+from qcnode.wiring.line import build_line
 from qcnode.wiring.machine import LOOPBACK, jitter, new_epoch, now, now_us, reveal
 
 if TYPE_CHECKING:
@@ -81,11 +85,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qcbridge.agent import Agent
+    from qcbridge.rechecks import Rechecks
+    from qcbridge.router import Router
+    from qcnode.books.outbox import Outbox
+    from qcnode.lines.plc import PlcLine
+    from qcnode.lines.virtual import VirtualLine
     from qcnode.manifest import ModelManifest
     from qcnode.ports import Camera, Channel
     from qcnode.runtime.onnx import OnnxModel
     from qcnode.settings import Settings
+    from qcnode.warrant import Warrant
 
 log = structlog.get_logger()
 
@@ -113,16 +122,19 @@ class Node:
     health: HealthBoard
     journal: Journal
     ledger: SqliteLedger
-    line: VirtualLine
+    line: VirtualLine | PlcLine
     camera: Camera
     station: Station
     changes: ModelChanges
     desk: Desk
-    agent: Agent | None
+    agent: Router | None
+    rechecks: Rechecks | None
     channel: Channel | None
     outbox: Outbox | None
     archives: tuple[Archive, ...]
     telling: Telling
+    kill: KillSwitch
+    warrant: Warrant
     panel: uvicorn.Config
     panel_file: PanelFile
     accounts: Accounts
@@ -148,6 +160,7 @@ class Node:
                 # the collector, which would hold the line up for most of a gate's time.
                 gc.collect()
                 gc.freeze()
+                self.kill.start()
                 self.station.start()
                 self.changes.start()
                 services = [
@@ -156,6 +169,8 @@ class Node:
                     tasks.create_task(self._notice_failure()),
                     tasks.create_task(self._prove_ledger()),
                 ]
+                if self.rechecks is not None:
+                    services.append(tasks.create_task(self.rechecks.run()))
                 if self.outbox is not None:
                     services.append(tasks.create_task(self.outbox.run()))
                 services += [tasks.create_task(archive.outbox.run()) for archive in self.archives]
@@ -186,6 +201,7 @@ class Node:
         if self.channel is not None:
             await self.channel.close()
         await self.telling.close()
+        await asyncio.to_thread(self.kill.close)
         await asyncio.to_thread(self.journal.close, JOURNAL_STOP_S)
         await asyncio.to_thread(self.ledger.close)
         for archive in self.archives:
@@ -277,6 +293,15 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         undo.callback(panel_socket.close)
         releases = open_releases(settings)
         kept, model = releases.first(settings.model.dir)
+        steps: deque[Step] = deque(maxlen=STEPS_MAX)
+        slot = Slot(
+            model,
+            rule=settings.change.rule(),
+            coin=jitter,
+            clock_ns=time.monotonic_ns,
+            cpu_ns=time.thread_time_ns,
+            tell=steps.append,
+        )
         journal = Journal(
             home / "journal.db",
             pictures=PictureStore(
@@ -301,7 +326,19 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         undo.callback(ledger.close)
         known = "chain verified" if not ledger.taken_on_trust else "proof under way"
         health.report("ledger", ok=True, words=f"{ledger.totals().entries} entries, {known}")
-        agent = build_agent(settings, ledger=ledger, health=health, new_id=new_id)
+        kill = build_kill_switch(home, health=health)
+        agent = build_agent(
+            settings,
+            ledger=ledger,
+            health=health,
+            new_id=new_id,
+            means=means_of(
+                settings, journal=journal, golden=lambda: reference_of(settings, model.manifest)
+            ),
+            stops=kill,
+            record=journal.submit,
+            records=lambda: warrant.records(),  # noqa: PLW0108  # it is built further down
+        )
         warn_of_budgets(settings, agent)
         purse = Purse(
             ledger=ledger,
@@ -323,34 +360,20 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             jitter=jitter,
         )
         channel = channel or build_channel(settings, telling.connection, health=health)
-        camera, parts = CAMERAS[settings.camera.kind](settings, new_id)
+        camera, parts = CAMERAS[settings.camera.kind](settings, new_id, lambda: slot.side)
         undo.callback(camera.close)
-        line = VirtualLine(
+        line = build_line(
+            settings,
             parts=parts,
-            belt=Belt(
-                period_ms=settings.line.period_ms,
-                speed_mm_per_s=settings.line.speed_mm_per_s,
-                gate_mm=settings.line.gate_mm,
-                guard_ms=settings.line.guard_ms,
-            ),
-            world=home / WORLD,
-            count=settings.line.parts,
-            seed=settings.line.seed,
-            now=now,
+            journal=journal,
+            health=health,
+            telling=telling,
+            model=model.version,
             new_id=new_id,
         )
         undo.callback(line.stop)
         ahead = Ahead(line, camera)
         certificate = certificate_of(settings, model, journal, health=health, new_id=new_id)
-        steps: deque[Step] = deque(maxlen=STEPS_MAX)
-        slot = Slot(
-            model,
-            rule=settings.change.rule(),
-            coin=jitter,
-            clock_ns=time.monotonic_ns,
-            cpu_ns=time.thread_time_ns,
-            tell=steps.append,
-        )
         station = Station(
             camera=ahead,
             model=slot,
@@ -363,9 +386,14 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             new_id=new_id,
             clock_ns=time.monotonic_ns,
             certificate=certificate,
+            stopped=lambda: kill.stopped(LINE),
         )
 
+        marks, judging = PartMarks(model.manifest), Judging(model.manifest)
+
         def took_over(model: OnnxModel) -> None:
+            marks.follow(model.manifest)
+            judging.follow(model.manifest)
             station.certify(certificate_of(settings, model, journal, health=health, new_id=new_id))
 
         changes = ModelChanges(
@@ -379,50 +407,42 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             took_over=took_over,
             patience_s=MODEL_PATIENCE_S,
         )
+        warrant = build_warrant(
+            settings,
+            home=home,
+            journal=journal,
+            limits=lambda: slot.limits,
+            stops=kill,
+            certified=station.certified,
+            health=health,
+        )
         desk = Desk(
             journal=journal,
             line=line,
-            reviewer=agent,
+            reviewer=agent and settled_first(settings, agent, journal=journal),
             ledger=ledger,
             purse=purse,
             rules=DeskRules(
-                limits=model.limits,
+                limits=lambda: slot.limits,
                 centre=settings.centre(),
-                level=settings.agent.level,
                 workers=settings.agent.workers,
                 waiting_max=settings.agent.waiting_max,
                 ruling_timeout=timedelta(seconds=settings.agent.ruling_timeout_s),
                 on_timeout=settings.agent.on_timeout,
                 per_minute_max=settings.agent.per_minute_max,
             ),
+            warrant=warrant,
             now=now,
             new_id=new_id,
             audited=station.recount_audit,
+            suspect=marks.suspect,
         )
-        telling.attach(station=station, desk=desk)
-        outbox = None
-        archives: tuple[Archive, ...] = ()
-        if channel is not None:
-            server_key = ServerKey(home / "billing.pub", given=server_key_of(settings))
-            outbox = Outbox(
-                ledger,
-                channel,
-                tenant=settings.node.tenant,
-                node=settings.node.name,
-                health=health,
-                now=now,
-                jitter=jitter,
-                inbox=Inbox(ledger),
-                node_key=key.public,
-                server_key=server_key,
-                on_fork=ledger.forked,
-                ask_every_s=ask_every_s(settings),
-            )
-            archives = open_archives(
-                settings, key=key, server_key=server_key, channel=channel, health=health
-            )
-            for archive in archives:
-                undo.callback(archive.ledger.close)
+        telling.attach(station=station, desk=desk, switch=kill)
+        outbox, archives = build_senders(
+            settings, ledger=ledger, channel=channel, key=key, home=home, health=health
+        )
+        for archive in archives:
+            undo.callback(archive.ledger.close)
         panel_file = PanelFile(home / "panel.db")
         undo.callback(panel_file.close)
         accounts = Accounts(
@@ -434,11 +454,12 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         panel = create_panel(
             station_live=station.live,
             journal=journal,
+            journal_file=home / "journal.db",
             desk=desk,
             ledger=ledger,
             outlooks=purse.outlooks,
             health=health,
-            about=_about(settings, model),
+            about=_about(settings, judging),
             file=panel_file,
             accounts=accounts,
             hosts=settings.panel.public_hosts,
@@ -446,6 +467,8 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             new_id=new_id,
             reference=reference_of(settings, model.manifest),
             recertify=station.recertify,
+            switch=kill,
+            changes=changes,
         )
         node = Node(
             settings=settings,
@@ -459,10 +482,13 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
             changes=changes,
             desk=desk,
             agent=agent,
+            rechecks=build_rechecks(settings, agent, journal=journal),
             channel=channel,
             outbox=outbox,
             archives=archives,
             telling=telling,
+            kill=kill,
+            warrant=warrant,
             panel=serve_config(panel, settings.panel.host, settings.panel.port),
             panel_file=panel_file,
             accounts=accounts,
@@ -472,17 +498,15 @@ def build_node(settings: Settings, *, channel: Channel | None = None) -> Node:
         return node
 
 
-def _about(settings: Settings, model: OnnxModel) -> About:
-    provider = settings.provider
+def _about(settings: Settings, judging: Judging) -> About:
+    provider = settings.provider[0]
     asking = settings.agent.enabled
     return About(
         site=settings.node.site,
         line=settings.node.line,
         node=settings.node.name,
         version=version("qcnode"),
-        model=model.version,
-        guarantee="\n".join(promises_of(model.manifest)),
-        limits=model.limits,
+        in_service=judging.in_service,
         provider=provider.name if asking else None,
         provider_model=provider.model if asking else None,
         scripted=asking and provider.name == SCRIPTED,

@@ -43,7 +43,9 @@ class PictureInput:
     """The pictures the model takes: RGB, uint8, height x width x 3.
 
     Height and width are those of teaching; None where teaching pictures differed, and
-    then any size is taken. Everything else is done inside the graph.
+    then any size is taken. With `side` a picture is made that many pixels high and wide
+    before the graph, by the rule of `qcnode.picture`; without it the graph gets every pixel.
+    Everything else is done inside the graph.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -52,6 +54,11 @@ class PictureInput:
     layout: Literal["uint8 RGB HWC"]
     height: int | None
     width: int | None
+    side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.side is not None and self.side < 1:
+            raise ValueError(f"a picture of {self.side} pixels to a side shows nothing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +125,27 @@ class PictureNorm:
     focus: tuple[float, ...]
     shift: tuple[float, ...]
     outline: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkRow:
+    """What good parts bear at one size of the picture, as `qcnode.marks` has it, in base64."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    side_px: int
+    limit: int
+    most: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkNorm:
+    """What is written on good parts, and where, so that other words on a part are noticed."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    reference: str
+    usual: tuple[MarkRow, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +257,8 @@ class ModelManifest:
     """Of both, by `digest_scores`: the set from which the limits were earned."""
     pictures: PictureNorm | None
     """How good parts look, against which the node watches light, focus and position."""
+    marks: MarkNorm | None = None
+    """What good parts bear; without it no agent's word alone lets a part go."""
     golden: tuple[GoldenFrame, ...]
     golden_tolerance: float
     """How far a golden score may move, as a share of it."""

@@ -9,6 +9,11 @@ because half a part is not a part; what is left becomes RGB, uint8, height x wid
 - 16 bits keep their upper 8. Alpha is dropped, it is not blended.
 - A picture that carries an EXIF rotation is turned upright.
 
+A model that looks at `side` x `side` pixels is shown every picture by one rule (`seen_of`),
+where it is taught, proven and asked: halved as long as no side falls below that. A JPEG's
+decoder does so by unpacking a fraction, any other picture is averaged afterwards. From there
+it is brought to its size (`seen_at`).
+
 The limit is ours and read from our own look at the header. OpenCV's own
 (`OPENCV_IO_MAX_IMAGE_PIXELS`, 2^30) is a second fence behind it; it only counts when
 it is in the environment before `cv2` is first imported, so nothing here relies on it.
@@ -35,11 +40,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from qcnode.domain import Frame
+
 PIXELS_MAX: Final = 64_000_000
 BYTES_MAX: Final = 512 * 1024 * 1024
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
+JPEG_MAGIC: Final = b"\xff\xd8\xff"
 _TRUNCATED: Final = "ends too early: copy it again from the camera"
+
+# The names say grey, but each is the bit for a size; RGB is a bit of its own.
+_FLAGS: Final = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +87,23 @@ def read_bytes(path: Path) -> bytes:
         raise PictureError(f"{path}: cannot be read ({error.strerror}): check the path") from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Unpacked:
+    """A picture's pixels, RGB; `size` is rows and columns of the whole where they are fewer."""
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int] | None
+
+
 def decode_picture(data: bytes, *, name: str, pixels_max: int = PIXELS_MAX) -> NDArray[np.uint8]:
     """Return encoded bytes as RGB pixels; `name` is what an error calls them."""
+    return unpack_picture(data, name=name, pixels_max=pixels_max).pixels
+
+
+def unpack_picture(
+    data: bytes, *, name: str, pixels_max: int = PIXELS_MAX, side: int | None = None
+) -> Unpacked:
+    """Return encoded bytes as RGB pixels, no finer than a model of `side` looks."""
     header = read_header(data, name=name)
     if header.width < 1 or header.height < 1:
         raise PictureError(f"{name}: {header.kind} of {header.width}x{header.height} pixels: empty")
@@ -82,17 +113,80 @@ def decode_picture(data: bytes, *, name: str, pixels_max: int = PIXELS_MAX) -> N
             f"{name}: {header.width}x{header.height} is {megapixels:.0f} megapixels, at most "
             f"{pixels_max / 1e6:.0f} are allowed: save it smaller"
         )
+    size = (header.height, header.width)
+    shrink = shrink_for(size, side)
+    at_once = shrink if header.kind == "JPEG" else 1
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[at_once])
     except cv2.error as error:
         raise PictureError(
             f"{name}: the decoder refused this {header.kind}: save it anew"
         ) from error
     if pixels is None:
         raise PictureError(f"{name}: damaged {header.kind}: copy or save it anew")
-    if sorted(pixels.shape[:2]) != sorted((header.height, header.width)):
+    if pixels.shape[:2] != _shrunk(size, at_once):
+        size = size[::-1]  # Turned upright, as its EXIF says.
+    if pixels.shape[:2] != _shrunk(size, at_once):
         raise PictureError(f"{name}: decoded to another size than its header says: save it anew")
-    return as_rgb(pixels, name=name)
+    seen = _halved(as_rgb(pixels, name=name), shrink // at_once)
+    return Unpacked(pixels=seen, size=None if shrink == 1 else size)
+
+
+def shrink_for(size: tuple[int, int], side: int | None) -> int:
+    """Return how many times smaller a picture may be for `side` pixels each way to remain."""
+    if side is None:
+        return 1
+    return next((times for times in (8, 4, 2) if min(size) >= times * side), 1)
+
+
+def seen_of(frame: Frame, side: int | None) -> NDArray[np.uint8]:
+    """Return a frame's pixels as far as the rule for `side` halves them.
+
+    For whom it was unpacked makes no difference: a JPEG unpacked for somebody else is
+    unpacked again.
+    """
+    size = size_of(frame)
+    shrink = shrink_for(size, side)
+    if frame.pixels.shape[:2] == _shrunk(size, shrink):
+        return frame.pixels
+    encoded = frame.encoded
+    if encoded is not None and (frame.size is not None or encoded.startswith(JPEG_MAGIC)):
+        return unpack_picture(encoded, name=frame.name, side=side).pixels
+    return _halved(frame.pixels, shrink)
+
+
+def seen_at(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return what `seen_of` gave as `side` x `side` pixels.
+
+    The way goes over twice the side, of which each four pixels are averaged: smooth where a
+    picture gets smaller, at a third of what resizing with antialias costs.
+    """
+    if pixels.shape[:2] == (side, side):
+        return pixels
+    twice = cv2.resize(pixels, (2 * side, 2 * side), interpolation=cv2.INTER_LINEAR)
+    return _halved(np.asarray(twice, np.uint8), 2)
+
+
+def size_of(frame: Frame) -> tuple[int, int]:
+    """Return rows and columns of the whole picture of a frame."""
+    return frame.size or (frame.pixels.shape[0], frame.pixels.shape[1])
+
+
+def _halved(pixels: NDArray[np.uint8], times: int) -> NDArray[np.uint8]:
+    """Return the mean of each two by two pixels, until it is so many times smaller.
+
+    An odd side is rounded up, as in a JPEG.
+    """
+    while times > 1:
+        rows, columns = _shrunk((pixels.shape[0], pixels.shape[1]), 2)
+        half = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+        pixels = np.asarray(half, np.uint8)
+        times //= 2
+    return pixels
+
+
+def _shrunk(size: tuple[int, int], times: int) -> tuple[int, int]:
+    return -(-size[0] // times), -(-size[1] // times)
 
 
 def as_rgb(pixels: NDArray[np.generic], *, name: str) -> NDArray[np.uint8]:
@@ -176,7 +270,8 @@ _JPEG_SCAN: Final = 0xDA
 _JPEG_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2})
 _JPEG_UNUSUAL: Final = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
-_JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
+# Begins with one byte that is always the same, and is found many times faster for it.
+_JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 def _read_jpeg(data: bytes, name: str) -> Header:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import TYPE_CHECKING
 
-from qcnode.domain import Action, AgentLevel, Decider, Disposition, Finding, Limits, Verdict
+from qcnode.domain import Action, Decider, Disposition, Finding, Limits, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -229,14 +229,3 @@ def disposition_of(finding: Finding) -> Disposition | None:
     if finding is Finding.DEFECTIVE:
         return Disposition.SCRAP
     return None
-
-
-def authorize(level: AgentLevel, disposition: Disposition) -> bool:
-    """Say whether an agent's word alone may send a held part this way.
-
-    From L2 an agent may be stricter than the node. Letting go a part the node would
-    not pass takes L3. L1 informs, and a person decides.
-    """
-    if disposition is Disposition.RELEASE:
-        return level in (AgentLevel.L3, AgentLevel.L4)
-    return level is not AgentLevel.L1

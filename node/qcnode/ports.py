@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
     from datetime import datetime
 
+    from qcnode.adviser import Advice, Reading
     from qcnode.domain import (
         Action,
         Allowance,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         Trigger,
     )
     from qcnode.money import LedgerEntry, LedgerFact, LedgerTotals, Receipt, WorstCase
+    from qcnode.process import Knob
 
 
 class Camera(Protocol):
@@ -139,6 +141,19 @@ class Channel(Protocol):
         """Leave; closing twice is harmless."""
 
 
+class Proposals(Protocol):
+    """Takes proposals to adjust the process; what becomes of each is decided elsewhere."""
+
+    def offers(self) -> Mapping[str, tuple[float, float]]:
+        """Return what may be proposed just now: each setting with its least and most value."""
+
+    def propose(self, *, who: str, knob: str, value: float, reason: str, escalation_id: str) -> str:
+        """Take a proposal and say in one word what became of it; waits for nobody.
+
+        Called in the thread of the event loop.
+        """
+
+
 class Reviewer(Protocol):
     """Somebody, or something, that can be asked about a part."""
 
@@ -158,3 +173,43 @@ class Reviewer(Protocol):
 
     async def close(self) -> None:
         """Let go of connections; closing twice is harmless."""
+
+
+class Stops(Protocol):
+    """What people have stopped; asked before anything is done that an agent wanted."""
+
+    def stopped(self, *scopes: str) -> bool:
+        """Say whether any of these is stopped: `line`, `agent:NAME`, `provider:NAME`.
+
+        `all` stops each of them. Answers from memory, and never waits.
+        """
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called, in a thread of its own, after each change."""
+
+
+class Adviser(Protocol):
+    """Somebody, or something, that proposes changes of the process."""
+
+    async def advise(self, reading: Reading) -> Advice | None:
+        """Say what to change; None is nothing.
+
+        An adviser that asks somebody raises what `Reviewer.review` raises; the process then
+        stays as it is.
+        """
+
+
+class Process(Protocol):
+    """The machine that makes the parts, as far as it can be set from here."""
+
+    def settings(self) -> Mapping[Knob, float]:
+        """Return where the knobs stand."""
+
+    def turn(self, knob: Knob, value: float) -> None:
+        """Set a knob for the parts to come. Raises `AdjustmentError` beyond what it allows."""
+
+    def halt(self) -> None:
+        """Make no more parts until `start`; halting twice is harmless."""
+
+    def start(self) -> None:
+        """Make parts again."""

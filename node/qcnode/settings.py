@@ -8,9 +8,11 @@ from `QCNODE_*` variables, or from a file named by the same variable with `_FILE
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -77,9 +79,12 @@ class PanelSettings(_Section):
 
 
 class LineSettings(_Section):
-    """The belt. The virtual line is the one there is so far."""
+    """The belt: the virtual line, or that of a PLC that polls the registers of [modbus].
 
-    kind: Literal["virtual"] = "virtual"
+    Lengths and speed are those of the real belt; of a PLC's, `pulses_per_mm` is its encoder's.
+    """
+
+    kind: Literal["virtual", "modbus"] = "virtual"
     failsafe: Action = Field(default=Action.DIVERT, strict=False)
     parts: Count | None = None
     """How many parts to send before the belt stands; without it, it runs until stopped."""
@@ -87,6 +92,7 @@ class LineSettings(_Section):
     speed_mm_per_s: Positive = 500.0
     gate_mm: Positive = 250.0
     guard_ms: Positive = 30.0
+    pulses_per_mm: Positive = 20.0
     seed: int = 20261122
 
     @field_validator("failsafe")
@@ -98,10 +104,14 @@ class LineSettings(_Section):
 
 
 class CameraSettings(_Section):
-    """Where pictures come from: rendered parts, a folder, or a device, file or URL."""
+    """Where pictures come from: rendered parts, a folder, a device, file or URL, or GigE Vision.
 
-    kind: Literal["rendered", "folder", "opencv"] = "rendered"
+    `features` is a rendered file of firmware_configs/cameras, for a GigE camera alone.
+    """
+
+    kind: Literal["rendered", "folder", "opencv", "gige"] = "rendered"
     source: str | None = None
+    features: Path | None = Field(default=None, strict=False)
     shuffle: bool = False
     """Whether a folder's pictures come in a random order, the same for the same line.seed."""
     timeout_ms: Positive = 100.0
@@ -148,6 +158,56 @@ class AgentSettings(_Section):
     attempts_max: Annotated[int, Field(ge=1, le=5)] = 2
     ruling_timeout_s: Positive = 900.0
     on_timeout: Disposition = Field(default=Disposition.REWORK, strict=False)
+    golden: bool = True
+    """Whether a good part and the heat are shown beside the part, for no more tokens."""
+    mask: tuple[Annotated[tuple[float, float, float, float], Field(strict=False)], ...] = Field(
+        default=(), strict=False
+    )
+    """Areas of the frame that never leave: left, top, width and height as shares of it."""
+    mask_codes: bool = True
+    steps_max: Annotated[int, Field(ge=1, le=8)] = 1
+    """Requests in one review; with more than one the agent may use tools before it rules."""
+    review_tokens_max: Count | None = None
+    settled: Literal["off", "exact", "alike"] = "exact"
+    """Whether a part on which a person has ruled is asked about again: not the very same picture
+    ("exact"), nor one that looks the same as a defective part ("alike")."""
+
+    @field_validator("mask")
+    @classmethod
+    def _are_areas(
+        cls, value: tuple[tuple[float, float, float, float], ...]
+    ) -> tuple[tuple[float, float, float, float], ...]:
+        for left, top, width, height in value:
+            if min(left, top) < 0 or min(width, height) <= 0 or max(left + width, top + height) > 1:
+                raise ValueError("an area is left, top, width and height, shares of the frame")
+        return value
+
+
+class AuthoritySettings(_Section):
+    """How far agent.level may reach: the policy pack, and what auditors vouched for.
+
+    Without a pack the one that ships counts. What `policy` and `attestations` name must be
+    signed, by these keys; docs/how-to/authority.md says how.
+    """
+
+    policy: Path | None = Field(default=None, strict=False)
+    policy_key: str | None = None
+    attestations: Annotated[tuple[Path, ...], Field(strict=False)] = ()
+    auditor_key: str | None = None
+
+    @field_validator("attestations", mode="before")
+    @classmethod
+    def _are_paths(cls, value: Any) -> Any:
+        # Strict settings take no text for a path within a tuple.
+        return tuple(map(Path, value)) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _have_keys(self) -> AuthoritySettings:
+        if self.policy is not None and self.policy_key is None:
+            raise ValueError("policy_key is missing: whose signature counts under the policy")
+        if self.attestations and self.auditor_key is None:
+            raise ValueError("auditor_key is missing: whose signature counts under attestations")
+        return self
 
 
 class DriftSettings(_Section):
@@ -175,11 +235,26 @@ class AuditSettings(_Section):
 
 
 class ProviderSettings(_Section):
-    """An OpenAI-compatible chat-completions endpoint and its price book."""
+    """Whom undecided parts are put to: an endpoint, its price book, and what it may be sent.
 
+    `preset` names a table of `presets.toml`, whose values stand where this one says nothing.
+    A `module` of the operator's own speaks what none of the protocols does. Beyond this
+    machine nothing is sent to it before region, entity, filing and data_classes say that
+    it may be: silence allows nothing.
+    """
+
+    preset: str | None = None
     name: str = "scripted"
+    protocol: Literal["openai", "anthropic", "gemini"] = "openai"
+    module: Path | None = Field(default=None, strict=False)
+    """A Python file with a class `Provider`; docs/how-to/add-a-provider.md says more."""
     base_url: str = "http://127.0.0.1:8090/v1"
     model: str = "scripted-provider"
+    api_key_file: Path | None = Field(default=None, strict=False)
+    api_key: SecretStr | None = None
+    """Read from api_key_file, or from the environment; never in the file."""
+    ca_file: Path | None = Field(default=None, strict=False)
+    """The authority behind its certificate, where it is not a public one."""
     prices: Path | None = Field(default=None, strict=False)
     """Price file, or the name of a book that ships; without it the scripted provider's."""
     prices_key: str | None = None
@@ -187,6 +262,57 @@ class ProviderSettings(_Section):
     timeout_s: Positive = 10.0
     output_tokens_max: Count = 300
     image_side_max_px: Annotated[int, Field(ge=64, le=4096)] = 448
+    image_tokens: str = "patch28"
+    """By which formula it counts a picture; `qcbridge/evidence.py` has them."""
+    answer_format: Literal["json_schema", "json_object", "text"] = "json_schema"
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    region: Account = ""
+    """Where it works on the data."""
+    entity: Account = ""
+    """The company that answers for it."""
+    filing: Account = ""
+    """The number under which its service is filed, or "none"."""
+    data_classes: Annotated[tuple[Account, ...], Field(strict=False)] = ()
+    """What it may be sent, in the words of egress.data_class."""
+    allowed_until: date | None = None
+    """The last day on which it may be sent anything; without it, until that is changed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_its_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("preset"), str):
+            return value
+        known = presets()
+        if value["preset"] not in known:
+            raise ValueError(f"no preset {value['preset']!r}; there are: {', '.join(known)}")
+        return known[value["preset"]] | value
+
+
+class EgressSettings(_Section):
+    """What may leave this machine: nothing, as long as no region is named."""
+
+    regions: Annotated[tuple[Account, ...], Field(strict=False)] = ()
+    """Where pictures of this line may go."""
+    data_class: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")] = "part-image"
+    """What pictures of this line are; only providers that may be sent this get them."""
+
+
+class RoutingSettings(_Section):
+    """Which of several providers is asked; with one, it is that one.
+
+    `accuracy_floor` is what a provider must have proved on this line, with 95 % confidence,
+    to count as good enough. `trial_share` of the questions go to one that has yet to prove
+    it. With `error_cost_micro`, what a wrong ruling costs in millionths of the prices'
+    currency, a second opinion is asked where it is worth its price; without it, none is.
+    """
+
+    accuracy_floor: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    trial_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    error_cost_micro: Annotated[int, Field(ge=0, le=10**12)] | None = None
+    recheck_audits: bool = False
+    """Whether audited parts are put to the agent too, once people have ruled on them."""
+    recheck_within_h: Annotated[float, Field(gt=0, le=720)] = 24.0
+    """How long such a question may wait for the hours in which it is cheapest."""
 
 
 class CostCentreSettings(_Section):
@@ -339,7 +465,12 @@ class Settings(_Section):
     drift: DriftSettings = DriftSettings()
     audit: AuditSettings = AuditSettings()
     agent: AgentSettings = AgentSettings()
-    provider: ProviderSettings = ProviderSettings()
+    authority: AuthoritySettings = AuthoritySettings()
+    provider: Annotated[tuple[ProviderSettings, ...], Field(strict=False, min_length=1)] = (
+        ProviderSettings(),
+    )
+    routing: RoutingSettings = RoutingSettings()
+    egress: EgressSettings = EgressSettings()
     cost_centre: CostCentreSettings = CostCentreSettings()
     budget: Annotated[tuple[BudgetSettings, ...], Field(strict=False)] = ()
     metering: MeteringSettings = MeteringSettings()
@@ -347,6 +478,11 @@ class Settings(_Section):
     sparkplug: SparkplugSettings = SparkplugSettings()
     modbus: ModbusSettings = ModbusSettings()
     secrets: Secrets = Secrets()
+
+    @field_validator("provider", mode="before")
+    @classmethod
+    def _is_one_of_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict | ProviderSettings) else value
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -365,6 +501,12 @@ class Settings(_Section):
                 raise ValueError(
                     f"budget.{number}.name = {name!r}: there is one of this name already"
                 )
+        asked = [(one.name, one.model) for one in self.provider]
+        for number, one in enumerate(asked):
+            if one in asked[:number]:
+                raise ValueError(
+                    f"provider.{number}.model = {one[1]!r}: {one[0]} has this model already"
+                )
         if self.metering.stale_prices == "calls" and not any(
             budget.unit == "calls" and budget.covers(self.centre()) for budget in self.budgets()
         ):
@@ -373,6 +515,11 @@ class Settings(_Section):
                 " counts what this node spends"
             )
         return self
+
+    def key_of(self, provider: ProviderSettings) -> SecretStr | None:
+        """Return the key of a provider; the variable's is the first one's, and wins."""
+        first = self.secrets.provider_api_key if provider is self.provider[0] else None
+        return first or provider.api_key
 
     def centre(self) -> CostCentre:
         """Return on whose account this node spends."""
@@ -414,15 +561,19 @@ def load_settings(path: Path, environ: Mapping[str, str] = os.environ) -> Settin
             " set QCNODE_PROVIDER_API_KEY, QCNODE_BILLING_TOKEN, QCNODE_PANEL_TOKEN or"
             " QCNODE_MQTT_PASSWORD, or the same with _FILE"
         )
-    provider = raw.setdefault("provider", {})
-    for variable, key in _PROVIDER_VARIABLES.items():
-        if environ.get(variable):
-            provider[key] = environ[variable]
+    _take_variables(raw, environ)
+    _refuse_keys(raw, path, text)
     try:
         settings = Settings.model_validate({**raw, "secrets": read_secrets(environ)})
     except ValidationError as error:
         raise SettingsError(_first_problem(path, text, error)) from error
-    return _absolute(settings, path.resolve().parent)
+    return _with_keys(_absolute(settings, path.resolve().parent))
+
+
+@functools.cache
+def presets() -> dict[str, dict[str, Any]]:
+    """Return the values that ship for the vendors and servers people use, by name."""
+    return tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8"))
 
 
 def read_secrets(environ: Mapping[str, str] = os.environ) -> Secrets:
@@ -442,6 +593,49 @@ def read_secrets(environ: Mapping[str, str] = os.environ) -> Secrets:
     return Secrets(**found)
 
 
+def _take_variables(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Lay the variables over the first provider of the file."""
+    found = {
+        key: environ[variable]
+        for variable, key in _PROVIDER_VARIABLES.items()
+        if environ.get(variable)
+    }
+    written = raw.get("provider", {})
+    if isinstance(written, dict):
+        raw["provider"] = written | found
+    elif isinstance(written, list) and written and isinstance(written[0], dict):
+        raw["provider"] = [written[0] | found, *written[1:]]
+
+
+def _refuse_keys(raw: dict[str, Any], path: Path, text: str) -> None:
+    written = raw.get("provider")
+    for number, one in enumerate(written if isinstance(written, list) else [written]):
+        if isinstance(one, dict) and "api_key" in one:
+            line = _line_of(text, ("provider", str(number), "api_key")) or _line_of(
+                text, ("provider", "api_key")
+            )
+            raise SettingsError(
+                f"{path}, line {line}: a key does not belong in this file; put it in a file that"
+                " only this user can read, and name that in api_key_file"
+            )
+
+
+def _with_keys(settings: Settings) -> Settings:
+    """Read the keys that the settings name files for."""
+    several = []
+    for one in settings.provider:
+        key = None
+        if one.api_key_file is not None:
+            try:
+                key = one.api_key_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(
+                    f"provider.api_key_file = {str(one.api_key_file)!r}: cannot be read: {error}"
+                ) from error
+        several.append(one.model_copy(update={"api_key": SecretStr(key)}) if key else one)
+    return settings.model_copy(update={"provider": tuple(several)})
+
+
 def _absolute(settings: Settings, folder: Path) -> Settings:
     def under(path: Path | None) -> Path | None:
         return None if path is None else folder / path.expanduser()
@@ -453,9 +647,25 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
         update={
             "node": settings.node.model_copy(update={"home": under(settings.node.home)}),
             "model": settings.model.model_copy(update={"dir": under(settings.model.dir)}),
-            "camera": settings.camera.model_copy(update={"source": source}),
-            "provider": settings.provider.model_copy(
-                update={"prices": under(settings.provider.prices)}
+            "camera": settings.camera.model_copy(
+                update={"source": source, "features": under(settings.camera.features)}
+            ),
+            "authority": settings.authority.model_copy(
+                update={
+                    "policy": under(settings.authority.policy),
+                    "attestations": tuple(
+                        folder / path.expanduser() for path in settings.authority.attestations
+                    ),
+                }
+            ),
+            "provider": tuple(
+                one.model_copy(
+                    update={
+                        name: under(getattr(one, name))
+                        for name in ("prices", "module", "api_key_file", "ca_file")
+                    }
+                )
+                for one in settings.provider
             ),
             "mqtt": settings.mqtt.model_copy(
                 update={
@@ -504,9 +714,12 @@ def _did_you_mean(place: tuple[str, ...]) -> str:
 def _line_of(text: str, place: tuple[str, ...]) -> int | None:
     """Return the line (from 1) of the longest part of `place` that stands in `text`."""
     lines = dict(_lines_of_keys(text))
+    # A table that could be several is numbered here also where the file has it once.
+    once = tuple(step for step in place if not step.isdecimal())
     for length in range(len(place), 0, -1):
-        if place[:length] in lines:
-            return lines[place[:length]]
+        for known in (place[:length], once[:length]):
+            if known in lines:
+                return lines[known]
     return None
 
 

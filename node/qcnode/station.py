@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+STOPPED = "the kill switch is set for this line"
 UNKNOWN_PART = "unknown"
 """The part of a trigger that is known by its number alone."""
 NS_PER_S = 1_000_000_000
@@ -84,6 +85,7 @@ class Station:
         new_id: Callable[[], str],
         clock_ns: Callable[[], int],
         certificate: LiveCertificate | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         if failsafe is Action.ACCEPT:
             raise ValueError("a part without evidence is never accepted; use DIVERT or REJECT")
@@ -98,6 +100,8 @@ class Station:
         self._new_id = new_id
         self._clock_ns = clock_ns
         self._certificate = certificate
+        self._stopped = stopped
+        """Whether people have stopped the line's own decisions; answers from memory."""
         self._last_seq = 0
         self._owed: deque[JournalRecord] = deque()
         self._live: LiveView | None = None
@@ -164,6 +168,10 @@ class Station:
         self._journal.append(change)
         self._certificate.renew(change)
 
+    def certified(self) -> bool:
+        """Say whether no certificate is revoked: the line is what its limits were earned on."""
+        return self._certificate is None or self._certificate.revoked is None
+
     def recount_audit(self) -> None:
         """Have the certificate count again what people found of audited parts."""
         if self._certificate is not None:
@@ -216,6 +224,8 @@ class Station:
         verdict = judgement.verdict
         # Whoever audits a part needs it, so it is diverted whatever was said of it.
         action = Action.DIVERT if judgement.audit else action_for(verdict, failsafe=self._failsafe)
+        if self._stopped():
+            action, judgement = self._failsafe, replace(judgement, reason=STOPPED)
         in_time = self._line.act(trigger, action)
         latency_us = (self._clock_ns() - trigger.at_ns) // 1000
         self._latencies_us.append(latency_us)
@@ -225,7 +235,7 @@ class Station:
 
         inspection = self._inspection(trigger, sight, judgement, action, latency_us)
         try:
-            self._journal.append(inspection, evidence=_evidence(sight, judgement))
+            self._journal.append(inspection, evidence=_evidence(sight, action))
         except JournalUnavailableError as error:
             self._take_back(trigger, error)
             return
@@ -408,10 +418,16 @@ class Station:
             self._failure = error
 
 
-def _evidence(sight: _Sight, judgement: Judgement) -> Evidence | None:
-    """Return what is kept of a part that is not simply good, or that somebody checks."""
-    simply_good = judgement.verdict is Verdict.OK and not judgement.audit
-    if simply_good or sight.frame is None:
+def _evidence(sight: _Sight, action: Action) -> Evidence | None:
+    """Return what is kept of a part that did not simply pass, or that somebody checks."""
+    if action is Action.ACCEPT or sight.frame is None:
         return None
-    heat = None if sight.prediction is None else sight.prediction.heat
-    return Evidence(frame=sight.frame, heat=heat)
+    prediction = sight.prediction
+    if prediction is None:
+        return Evidence(frame=sight.frame, heat=None)
+    limits = prediction.limits
+    return Evidence(
+        frame=sight.frame,
+        heat=prediction.heat,
+        heat_full=None if limits is None else limits.reject_from,
+    )

@@ -6,19 +6,22 @@ here can make the line wait. `main` builds one of these beside everything else.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 import zlib
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from qcnode.books.command_log import CommandLog
 from qcnode.domain import Finding
-from qcnode.errors import RulingError, SettingsError
+from qcnode.errors import KillSwitchError, RulingError, SettingsError
 from qcnode.lines import tags
 from qcnode.lines.announcer import About, Announcer
 from qcnode.lines.commands import CommandPath
 from qcnode.lines.edge import EdgeNode, Write
-from qcnode.lines.messages import Command, RuleCommand, Totals, stamp
+from qcnode.lines.handshake import NodeStatus
+from qcnode.lines.messages import Command, KillCommand, RuleCommand, Totals, stamp
 from qcnode.lines.mqtt import Broker, MqttChannel
 from qcnode.lines.sparkplug_node import BdSeqFile, SparkplugNode
 from qcnode.lines.topics import NodeTopics
@@ -32,12 +35,15 @@ if TYPE_CHECKING:
     from qcnode.books.ledger import SqliteLedger
     from qcnode.desk import Desk
     from qcnode.health import HealthBoard
+    from qcnode.kill import KillSwitch
     from qcnode.lines.sparkplug import Value
     from qcnode.money import Receipt
     from qcnode.settings import Settings
     from qcnode.station import Station
 
 MS_PER_S = 1_000
+LOST_S = 1.0
+"""So long without a picture, and hosts are told that the camera is gone."""
 STUCK_S = 1.0
 """So long in hand, and the PLC is told by the heartbeat that the line loop stands."""
 
@@ -73,6 +79,7 @@ class Telling:
         )
         self._station: Station | None = None
         self._desk: Desk | None = None
+        self._switch: KillSwitch | None = None
         self._log: CommandLog | None = None
         self._announcer: Announcer | None = None
         self._sparkplug: SparkplugNode | None = None
@@ -88,11 +95,22 @@ class Telling:
             )
         if settings.sparkplug.enabled:
             self._sparkplug = self._build_sparkplug(jitter)
-        self._modbus = self._build_modbus(model) if settings.modbus.enabled else None
+        # Where the PLC has the gate, the line itself serves the registers.
+        results = settings.modbus.enabled and settings.line.kind != "modbus"
+        self._modbus = self._build_modbus(model) if results else None
 
-    def attach(self, *, station: Station, desk: Desk) -> None:
+    def attach(self, *, station: Station, desk: Desk, switch: KillSwitch | None = None) -> None:
         """Take in what is told of, and what commands change."""
-        self._station, self._desk = station, desk
+        self._station, self._desk, self._switch = station, desk, switch
+
+    def status(self) -> NodeStatus:
+        """Return how the node is, as a PLC is shown it."""
+        busy_s = self._busy_s()
+        return NodeStatus(
+            ready=self._health.ready(),
+            running=self._is_running() and busy_s < STUCK_S,
+            inspecting=busy_s > 0,
+        )
 
     def runs(self) -> list[Coroutine[Any, Any, None]]:
         """Return what is to run as tasks, until cancelled."""
@@ -122,7 +140,12 @@ class Telling:
             self._log = CommandLog(self._settings.node.home / "commands.db")
             commands = CommandPath(
                 book=self._log,
-                handlers={"ping": self._ping, "refresh": self._refresh, "rule": self._rule},
+                handlers={
+                    "ping": self._ping,
+                    "refresh": self._refresh,
+                    "rule": self._rule,
+                    "kill": self._kill,
+                },
                 actors=self._settings.mqtt.actors,
                 now=self._now,
             )
@@ -144,6 +167,14 @@ class Telling:
 
     def _is_running(self) -> bool:
         return self._station is not None and not self._station.join(0.0)
+
+    def _sees(self) -> bool:
+        """Say whether the camera gives pictures; one that missed a part or two still does."""
+        before = self._now() - timedelta(seconds=LOST_S)
+        return not any(
+            one.component == "camera" and not one.ok and one.since < before
+            for one in self._health.all()
+        )
 
     def _busy_s(self) -> float:
         return 0.0 if self._station is None else self._station.busy_s()
@@ -182,6 +213,15 @@ class Telling:
         )
         return "left open" if ruling.disposition is None else f"the part is {ruling.disposition}"
 
+    async def _kill(self, command: Command) -> str:
+        assert isinstance(command, KillCommand)  # noqa: S101  # by its name
+        switch = self._switch
+        if switch is None:
+            raise KillSwitchError("the node is not up yet: use the file")
+        who = f"{command.actor}@mqtt"
+        await asyncio.to_thread(switch.stop, command.scope, who=who, reason=command.reason)
+        return f"{command.scope} is stopped"
+
     # -- Sparkplug --------------------------------------------------------------------------
 
     def _build_sparkplug(self, jitter: Callable[[], float]) -> SparkplugNode:
@@ -208,6 +248,7 @@ class Telling:
             health=self._health,
             now_ms=lambda: int(self._now().timestamp() * MS_PER_S),
             jitter=jitter,
+            here=lambda: {tags.CAMERA: self._sees()},
         )
 
     # -- Modbus -------------------------------------------------------------------------------
@@ -215,27 +256,19 @@ class Telling:
     def _build_modbus(self, model: str) -> _Modbus:
         try:
             # pymodbus and PyYAML are an extra.
-            from qcnode.lines.modbus import ModbusResults, NodeStatus  # noqa: PLC0415
+            from qcnode.lines.modbus import ModbusResults  # noqa: PLC0415
             from qcnode.lines.registers import shipped  # noqa: PLC0415
         except ImportError as error:
             raise SettingsError(
                 f"modbus.enabled = true needs {error.name}: pip install 'qcnode[modbus]'"
             ) from error
 
-        def status() -> NodeStatus:
-            busy_s = self._busy_s()
-            return NodeStatus(
-                ready=self._health.ready(),
-                running=self._is_running() and busy_s < STUCK_S,
-                inspecting=busy_s > 0,
-            )
-
         return ModbusResults(
             self._settings.modbus.host,
             self._settings.modbus.port,
             registers=shipped(),
             journal=self._journal,
-            status=status,
+            status=self.status,
             config_checksum=zlib.crc32(model.encode()),
             health=self._health,
             now=self._now,

@@ -188,6 +188,11 @@ class Tracker:
             self._last_gate = slot.gate
         return met
 
+    def disown(self) -> None:
+        """Forget every action given so far: whoever gave them is gone. The parts stay."""
+        for slot in self._slots:
+            slot.action = None
+
     def release(self) -> list[Crossing]:
         """De-energise the gate: every part still on its way meets the default."""
         left = [

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qcbridge.evidence import Shown
+from qcbridge.packing import Shown
 from qcbridge.prompts import (
     RULING_SCHEMA,
     USER_BYTES_MAX,

@@ -1,5 +1,6 @@
 """What every camera keeps to, the fake one included."""
 
+import contextlib
 from datetime import timedelta
 
 import cv2
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from qcnode.cameras.folder import FolderCamera, FolderPictures
+from qcnode.cameras.genicam import GenicamCamera
 from qcnode.cameras.opencv import OpenCvCamera
 from qcnode.cameras.virtual import RenderedCamera, RenderedParts
 from qcnode.errors import CameraError
+from tests.aravis import ADDRESS, SIZE, counted_pictures, showing
 from tests.fakes import FakeCamera, FakeClock, make_ids, make_trigger
 
 
@@ -39,19 +42,41 @@ def make_video(tmp_path, clock):
     return OpenCvCamera(path, name="video", timeout_s=1.0, now=clock.now, new_id=make_ids("frame"))
 
 
+def make_gige(_tmp_path, clock):
+    camera = GenicamCamera(
+        ADDRESS,
+        name="gige",
+        timeout_s=2.0,
+        now=clock.now,
+        new_id=make_ids("frame"),
+        features=SIZE,
+    )
+    camera.until_ready(20)
+    return camera
+
+
 CAMERAS = {
     "fake": make_fake,
     "rendered": make_rendered,
     "folder": make_folder,
     "opencv": make_video,
+    "gige": make_gige,
 }
 
 
-@pytest.fixture(params=CAMERAS)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.aravis) if name == "gige" else name for name in CAMERAS
+    ]
+)
 def camera(request, tmp_path):
-    camera = CAMERAS[request.param](tmp_path, FakeClock())
-    yield camera
-    camera.close()
+    served = showing(counted_pictures()) if request.param == "gige" else contextlib.nullcontext()
+    with served:
+        camera = CAMERAS[request.param](tmp_path, FakeClock())
+        try:
+            yield camera
+        finally:
+            camera.close()
 
 
 def test_a_frame_is_an_rgb_picture_of_the_triggers_part(camera):

@@ -1,10 +1,18 @@
 """What every line keeps to, the fake one included."""
 
+import time
+
 import pytest
+from pymodbus.client import ModbusTcpClient
 
 from qcnode.ahead import Ahead
 from qcnode.domain import Action, Disposition
 from qcnode.errors import CameraError
+from qcnode.health import HealthBoard
+from qcnode.lines.handshake import NodeStatus
+from qcnode.lines.plc import PlcLine, Way
+from qcnode.lines.registers import shipped
+from qcnode.lines.soft_plc import Geometry, PlcProgram, SoftBelt
 from qcnode.lines.virtual import Belt, UnknownParts, VirtualLine
 from tests.fakes import FakeClock, FakeLine, make_ids
 
@@ -73,6 +81,104 @@ class AheadBench(VirtualBench):
         self.virtual.step(self._clock.ns())
 
 
+class PlcBench:
+    """A PLC's line: its program and its wire by hand, a part every 100 ms, the gate 500 ms on."""
+
+    def __init__(self, tmp_path, port):
+        belt = Belt(period_ms=100.0, speed_mm_per_s=500.0, gate_mm=250.0, guard_ms=30.0)
+        self._clock = FakeClock()
+        self.line = PlcLine(
+            "127.0.0.1",
+            port,
+            registers=shipped(),
+            way=Way(
+                gate_pulses=belt.gate_pulses,
+                guard_pulses=belt.guard_pulses,
+                pulses_per_s=belt.pulses_per_s,
+            ),
+            memory=tmp_path / "line.count",
+            counted=lambda: 0,
+            status=lambda: NodeStatus(ready=True, running=True, inspecting=False),
+            config_checksum=1,
+            health=HealthBoard(self._clock.now),
+            now=self._clock.now,
+            new_id=make_ids(),
+            clock_ns=self._clock.ns,
+        )
+        self._belt = SoftBelt(belt, parts=UnknownParts(), count=PARTS, seed=1, world=None)
+        self._program = PlcProgram(geometry=Geometry.of(belt), start=1)
+        self.line._start()
+        self._wire = Wire(port)
+        # The node beats each half second of the real clock; ours stands meanwhile.
+        while not self._program.alive:
+            self._exchange()
+            self._program.scan([], 0, self._clock.ns())
+            time.sleep(0.01)
+        self._scan()
+        self._clock.advance(20)
+        self.triggers = self.line.triggers()
+
+    def next_trigger(self):
+        self._clock.advance(100)
+        self._scan()
+        return next(self.triggers)
+
+    def roll(self):
+        for _ in range(11):  # A second in which the node's heart is heard.
+            self._exchange()
+        for _ in range(6):
+            self._clock.advance(100)
+            self._scan()
+
+    def _scan(self):
+        edges, position = self._belt.move(self._clock.ns()), self._belt.position(self._clock.ns())
+        self._program._beat_ns = self._clock.ns()  # its own clock is not the node's
+        for crossing in self._program.scan(edges, position, self._clock.ns()):
+            self._belt.cross(crossing, position)
+        self._exchange()
+        self._exchange()
+
+    def _exchange(self):
+        self._wire.write(self._program.written())
+        self._program.told()
+        self._program.take(self._wire.read(), self._clock.ns())
+
+    def close(self):
+        self._wire.close()
+        self.line.stop()
+
+
+class Wire:
+    """Modbus TCP, as a PLC speaks it."""
+
+    def __init__(self, port):
+        self._client = ModbusTcpClient("127.0.0.1", port=port, timeout=5)
+        deadline = time.monotonic() + 20
+        while not self._client.connect():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def write(self, values):
+        words = []
+        for register in shipped().inputs():
+            value = values.get(register.name, 0)
+            words += [value] if register.size == 1 else [value >> 16, value & 0xFFFF]
+        assert not self._client.write_registers(0, words).isError()
+
+    def read(self):
+        answer = self._client.read_holding_registers(100, count=14)
+        found = {}
+        for register in shipped().outputs():
+            at = register.address - 100
+            found[register.name] = answer.registers[at]
+            if register.size == 2:
+                found[register.name] = answer.registers[at] << 16 | answer.registers[at + 1]
+        return found
+
+    def close(self):
+        self._client.close()
+
+
 class NoCamera:
     """Sees nothing."""
 
@@ -86,9 +192,14 @@ class NoCamera:
 BENCHES = {"fake": FakeBench, "virtual": VirtualBench, "ahead": AheadBench}
 
 
-@pytest.fixture(params=BENCHES)
-def bench(request, tmp_path):
-    return BENCHES[request.param](tmp_path)
+@pytest.fixture(params=[*BENCHES, "plc"])
+def bench(request, tmp_path, free_port):
+    if request.param != "plc":
+        yield BENCHES[request.param](tmp_path)
+        return
+    bench = PlcBench(tmp_path, free_port())
+    yield bench
+    bench.close()
 
 
 def test_triggers_are_counted_from_one_without_gaps_and_parts_have_their_own_ids(bench):

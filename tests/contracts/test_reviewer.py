@@ -12,6 +12,9 @@ from qcbridge.agent import Agent
 from qcbridge.meter import Meter
 from qcbridge.prices import PriceBook
 from qcbridge.providers.openai_chat import OpenAIChatProvider
+from qcbridge.router import Route, Router
+from qcbridge.routing import RoutingRule
+from qcbridge.settled import Settled, SettledFirst
 from qcbridge.transport import MeteringTransport
 from qcnode.books.ledger import SqliteLedger
 from qcnode.domain import Escalation, Finding
@@ -51,7 +54,7 @@ def make_escalation(part_id):
     )
 
 
-def make_agent(provider, ledger):
+def make_agent(provider, ledger, new_id=None):
     ids = itertools.count(1)
     health = HealthBoard(lambda: NOW)
     meter = Meter(
@@ -80,13 +83,78 @@ def make_agent(provider, ledger):
         attempts_max=2,
         review_timeout_s=30.0,
         health=health,
-        new_id=lambda: f"a-{next(ids)}",
+        new_id=new_id or (lambda: f"a-{next(ids)}"),
         monotonic_s=lambda: 0.0,
         retry_pause_s=0.0,
     )
 
 
-REVIEWERS = {"agent": make_agent}
+def make_router(provider, ledger):
+    """One provider behind the router; the agents' errors are the router's."""
+    health, ids = HealthBoard(lambda: NOW), itertools.count(1)
+    route = Route(
+        provider="scripted",
+        model="scripted-provider",
+        agent=make_agent(provider, ledger),
+        permit="on this machine",
+        health=health,
+    )
+    return Router(
+        [route],
+        rule=RoutingRule(),
+        health=health,
+        now=lambda: NOW,
+        new_id=lambda: f"c-{next(ids)}",
+        coin=lambda: 1.0,
+        record=None,
+    )
+
+
+def make_router_of_two(provider, ledger):
+    """Two ways to one provider behind the router, so that the second stands in for the first."""
+    health, ids = HealthBoard(lambda: NOW), itertools.count(1)
+    routes = [
+        Route(
+            provider=name,
+            model="scripted-provider",
+            agent=make_agent(provider, ledger, new_id=lambda: f"a-{next(ids)}"),
+            permit="on this machine",
+            health=HealthBoard(lambda: NOW),
+        )
+        for name in ("one", "other")
+    ]
+    return Router(
+        routes,
+        rule=RoutingRule(),
+        health=health,
+        now=lambda: NOW,
+        new_id=lambda: f"c-{next(ids)}",
+        coin=lambda: 1.0,
+        record=None,
+    )
+
+
+class NoJournal:
+    """A journal in which nothing has happened yet."""
+
+    def cursor(self, _):
+        return 0
+
+    def read(self, *_):
+        return []
+
+
+def make_settled_first(provider, ledger):
+    """Whoever answers from settled cases first, and finds none."""
+    return SettledFirst(make_agent(provider, ledger), Settled(NoJournal()), alike=True)
+
+
+REVIEWERS = {
+    "agent": make_agent,
+    "router": make_router,
+    "router of two": make_router_of_two,
+    "settled first": make_settled_first,
+}
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ int main() {
         std::printf("met %lu %d %d %d\n", static_cast<unsigned long>(met.seq),
                     static_cast<int>(met.action), static_cast<int>(met.why),
                     static_cast<int>(met.late));
+    } else if (!std::strcmp(what, "disown")) {
+      tracker.disown();
     } else if (!std::strcmp(what, "release")) {
       while (tracker.release(&met))
         std::printf("met %lu %d %d %d\n", static_cast<unsigned long>(met.seq),

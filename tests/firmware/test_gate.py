@@ -77,7 +77,7 @@ class Belt:
     def live(self):
         for _ in range(self.chance.randrange(25)):
             step = self.chance.choice(
-                [self.move, self.move, self.part, self.speak, self.tag, self.see]
+                [self.move, self.move, self.part, self.speak, self.tag, self.see, self.silence]
             )
             step()
         self.tell("release")
@@ -123,6 +123,11 @@ class Belt:
             at = (self.position + self.chance.choice([0, 450, 880, 900, 915])) % RING
             self.tell("see", 0, at)
             self.tracker.see(at)
+
+    def silence(self):
+        if self.chance.random() < 0.2:
+            self.tell("disown")
+            self.tracker.disown()
 
     def met(self, crossings):
         for crossing in crossings:

@@ -96,9 +96,15 @@ class Rig:
     def __init__(self, journal, book, *, actors=None):
         self.journal, self.health, self.settled = journal, HealthBoard(now), []
         self.ready, self.spent = True, 0
+        self.stopped, self.ruled_slowly = [], asyncio.Event()
         self.commands = CommandPath(
             book=book,
-            handlers={"ping": self.ping, "refresh": self.ping, "rule": self.rule},
+            handlers={
+                "ping": self.ping,
+                "refresh": self.ping,
+                "rule": self.rule,
+                "kill": self.kill,
+            },
             actors=actors,
             now=now,
         )
@@ -133,7 +139,13 @@ class Rig:
     async def ping(self, _command):
         return "here"
 
+    async def kill(self, command):
+        self.stopped.append((command.scope, command.actor))
+        return f"{command.scope} is stopped"
+
     async def rule(self, command):
+        if command.escalation_id == "slow":
+            await self.ruled_slowly.wait()
         if command.escalation_id == "gone":
             raise RulingError("gone: this part is not waiting")
         self.settled.append((command.escalation_id, command.finding, command.actor))
@@ -378,6 +390,28 @@ async def test_a_command_is_done_once_answered_and_on_record(mosquitto, journal,
 
 
 @pytest.mark.mosquitto
+async def test_a_stop_waits_behind_no_other_command(mosquitto, journal, book):
+    rig = Rig(journal, book)
+    with watching(mosquitto.port) as watcher:
+        async with rig.on(mosquitto.port):
+            await until(lambda: watcher.on(TOPICS.state))
+            watcher.send("rule", command("c1", **{**RULE, "escalation_id": "slow"}))
+            await until(book.all)
+            watcher.send("kill", command("c2", scope="provider:p"))
+            await until(lambda: watcher.on(TOPICS.reply("kill")))
+            assert rig.stopped == [("provider:p", "anna")]
+            assert not watcher.on(TOPICS.reply("rule"))
+            rig.ruled_slowly.set()
+            await until(lambda: watcher.on(TOPICS.reply("rule")))
+    (reply,) = watcher.on(TOPICS.reply("kill"), Reply)
+    assert (reply.status, reply.reason) == ("applied", "provider:p is stopped")
+    assert {(row.name, row.status) for row in book.all()} == {
+        ("rule", "applied"),
+        ("kill", "applied"),
+    }
+
+
+@pytest.mark.mosquitto
 async def test_a_retained_command_is_refused_now_and_never_seen_later(mosquitto, journal, book):
     with watching(mosquitto.port) as watcher:
         watcher.send("rule", command("before", **RULE), retain=True)
@@ -497,6 +531,35 @@ async def test_a_command_is_weighed_and_recorded_whatever_it_is(journal, book, s
     assert len(book.all()) == 1
     assert book.all()[0].status == status
     assert bool(rig.settled) == (status == "applied")
+
+
+async def test_a_stop_is_done_also_where_nothing_can_be_put_on_record(journal, book):
+    rig = Rig(journal, book)
+    book.close()
+
+    payload = command("c1", scope="line")
+    reply = await rig.commands.take("kill", payload, retained=False, way="test")
+
+    assert (reply.status, rig.stopped) == ("applied", [("line", "anna")])
+    refused = await rig.commands.take("ping", command("c2"), retained=False, way="test")
+    assert refused.status == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("said", "retained", "why"),
+    [
+        ({"role": "viewer"}, False, "may not"),
+        ({"age_s": 60}, False, "out of its time"),
+        ({}, True, "retained"),
+        ({"scope": ""}, False, "cannot be read"),
+    ],
+)
+async def test_a_stop_that_may_not_be_is_refused_and_on_record(journal, book, said, retained, why):
+    rig = Rig(journal, book)
+    reply = await rig.commands.take("kill", command(**said), retained=retained, way="test")
+    assert (reply.status in ("rejected", "expired"), why in reply.reason) == (True, True), reply
+    assert rig.stopped == []
+    assert len(book.all()) == 1
 
 
 async def test_an_id_that_another_command_had_is_refused(journal, book):

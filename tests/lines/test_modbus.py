@@ -18,7 +18,8 @@ from qcnode.domain import Action, Fault, FaultKind, Inspection, Verdict
 from qcnode.errors import SettingsError
 from qcnode.health import HealthBoard
 from qcnode.lines import registers as register_map
-from qcnode.lines.modbus import ModbusResults, NodeStatus
+from qcnode.lines.handshake import NodeStatus
+from qcnode.lines.modbus import ModbusResults
 
 MAP = register_map.shipped()
 ACK, BUFFER, RESET = 1, 2, 4
@@ -62,7 +63,7 @@ class Plc:
 
     async def read(self):
         """Return every output by name, bits among them."""
-        answer = await self.client.read_holding_registers(100, count=13)
+        answer = await self.client.read_holding_registers(100, count=14)
         assert not answer.isError(), answer
         values = {}
         for register in MAP.outputs():
@@ -236,7 +237,9 @@ async def test_a_plc_that_stands_still_is_shown_as_silent(rig):
     ("address", "values", "code"),
     [
         (100, [1], 2),  # the node's own
-        (1, [1, 1], 2),  # runs out of the inputs
+        (14, [1, 1], 2),  # runs out of the inputs
+        (3, [1], 2),  # half a number
+        (4, [1, 0, 1], 2),  # and the other half
         (50, [0], 2),
         (65_535, [0], 2),
         (0, [8], 3),  # a bit that is none
@@ -261,7 +264,7 @@ async def test_other_functions_and_addresses_are_refused(rig):
             await plc.client.read_coils(0, count=1),
             await plc.client.write_coil(0, True),
             await plc.client.read_input_registers(100, count=1),
-            await plc.client.read_holding_registers(113, count=1),
+            await plc.client.read_holding_registers(114, count=1),
             await plc.client.read_holding_registers(99, count=5),
             await plc.client.mask_write_register(address=0, and_mask=0, or_mask=1),
         ]

@@ -83,6 +83,7 @@ class Rig:
             host=host,
         )
         self.home, self.ready, self.writes = home, True, []
+        self.sees = True
         self.health = HealthBoard(now)
 
     def node(self, port):
@@ -102,6 +103,7 @@ class Rig:
             health=self.health,
             now_ms=now_ms,
             jitter=lambda: 0.0,
+            here=lambda: {tags.CAMERA: self.sees},
         )
 
 
@@ -169,6 +171,20 @@ def host_on(port):
 REBIRTH_NOW = encode(
     [Metric(name=REBIRTH, at_ms=1, type=DataType.BOOLEAN, value=True)], at_ms=1, seq=None
 )
+
+
+async def test_a_camera_that_is_lost_dies_once_and_is_born_again(mosquitto, journal, tmp_path):
+    rig = Rig(mosquitto.port, journal, tmp_path)
+    with host_on(mosquitto.port) as host:
+        async with Tap(mosquitto.port, rig.checker) as tap, running(rig.node(tap.port)):
+            await until(lambda: "DBIRTH" in host.kinds())
+            rig.sees = False
+            await until(lambda: "DDEATH" in host.kinds())
+            rig.sees = True
+            await until(lambda: host.kinds().count("DBIRTH") == 2)
+
+    assert host.kinds().count("DDEATH") == 1
+    assert rig.checker.broken == []
 
 
 async def test_a_node_on_a_real_broker_keeps_every_assertion_checked(mosquitto, journal, tmp_path):

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from qcmodels.backbone import add_backbone, load_weights
-from qcmodels.bank import FEATURES, IMAGE, add_bank
+from qcmodels.bank import FEATURES, IMAGE, SIZE, add_bank
 from qcmodels.choose import FAMILIES
 from qcmodels.data import open_dataset, read_sample
 from qcmodels.evaluate import auroc
 from qcmodels.families.contract import SCORE, TAUGHT, Features, FitConfig
 from qcmodels.sources import join_parts
+from qcnode.picture import seen_at
 from qcnode.runtime.onnx import open_session
 from tests.models.measure_teach import SETS
 
@@ -40,7 +41,10 @@ def main() -> None:
             known = {
                 part: np.stack(
                     [
-                        describe.run([FEATURES], {IMAGE: read_sample(sample)})[0][0]
+                        describe.run(
+                            [FEATURES],
+                            {IMAGE: seen_at(read_sample(sample, side=SIZE).pixels, SIZE)},
+                        )[0][0]
                         for sample in getattr(data, part)
                     ]
                 )

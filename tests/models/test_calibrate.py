@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcmodels.calibrate import calibrate, normal_pictures, risk_coverage
+from qcnode.errors import CertificateError
 from qcnode.sight import Outline
 
 RNG = np.random.default_rng(3)
@@ -48,6 +49,46 @@ def test_each_row_of_the_risk_table_says_what_asking_costs_and_buys():
     assert bought
     # An error avoided for less than one question would be a part judged twice.
     assert min(bought) >= 1
+
+
+@given(
+    good=st.lists(st.floats(-1, 3), min_size=1, max_size=40),
+    defects=st.lists(st.floats(0, 4), min_size=1, max_size=40),
+    share=st.floats(0, 1),
+    prevalence=st.floats(0.01, 0.99),
+)
+def test_limits_chosen_by_a_share_of_questions_lie_in_order_and_promise_nothing(
+    good, defects, share, prevalence
+):
+    found = calibrate(good, defects, **(ASKED | {"prevalence": prevalence}), ask_share=share)
+
+    assert found.accept_below.value <= found.reject_from.value
+    assert found.accept_below.guarantee is found.reject_from.guarantee is None
+    if share == 0:
+        assert found.accept_below.value == found.reject_from.value
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.2])
+def test_of_parts_to_come_about_the_chosen_share_is_asked_about_and_fewer_are_wrong(share):
+    to_come = RNG.normal(1.0, 0.3, 20_000), RNG.normal(2.2, 0.5, 20_000)
+    alone, asking = (
+        calibrate(GOOD, DEFECTS, **(ASKED | {"prevalence": 0.5}), ask_share=one)
+        for one in (0.0, share)
+    )
+
+    def wrong_and_asked(found):
+        low, high = found.accept_below.value, found.reject_from.value
+        ok, bad = to_come
+        wrong = (np.mean(ok >= high) + np.mean(bad < low)) / 2
+        return wrong, sum(np.mean((one >= low) & (one < high)) for one in to_come) / 2
+
+    assert wrong_and_asked(asking)[1] == pytest.approx(share, abs=0.02)
+    assert wrong_and_asked(asking)[0] < wrong_and_asked(alone)[0] - share / 5
+
+
+def test_a_share_without_labelled_defects_is_refused():
+    with pytest.raises(CertificateError, match="label"):
+        calibrate(GOOD, [], **ASKED, ask_share=0.05)
 
 
 @given(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcmodels.backbone import EARLY, WIDTHS, add_backbone
-from qcmodels.bank import FEATURES, IMAGE, add_bank
+from qcmodels.bank import FEATURES, IMAGE, SIZE, add_bank
 from qcmodels.choose import FAMILIES, by_labels, candidates
 from qcmodels.data import open_dataset, read_sample
 from qcmodels.evaluate import auroc
@@ -32,7 +32,9 @@ def described(plates):
     data = open_dataset(plates)
 
     def of(samples):
-        return np.stack([describe(read_sample(sample))[KINDS[0]] for sample in samples])
+        return np.stack(
+            [describe(read_sample(sample, side=None).pixels)[KINDS[0]] for sample in samples]
+        )
 
     return {
         "good": of(data.train_good[:40]),
@@ -196,7 +198,7 @@ def test_a_net_of_any_weights_describes_the_same_grid_as_the_bank():
         before = width
     model = join_parts([add_bank, partial(add_backbone, weights=weights)]).SerializeToString()
     assert len(model) < 2_000_000
-    picture = random.integers(0, 256, (64, 96, 3), np.uint8)
+    picture = random.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     both = open_session(model).run([FEATURES], {IMAGE: picture})[0]
 
     assert both.shape == (1, 35 + WIDTHS[EARLY] + WIDTHS[-1], 32, 32)

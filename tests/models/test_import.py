@@ -173,8 +173,9 @@ def test_resizing_is_pillows_or_opencvs_own_but_for_single_levels(rows, columns,
 
     off = np.abs(smooth - pillow(picture, rows, columns, kernel))
     assert off.max() <= 2
-    # At nearly the same size; a thousandth where it shrinks. Small pictures have few bytes.
-    share = 0.062 if kernel == "linear" else 0.002
+    # At nearly the same size, where many values lie half way; a thousandth where it shrinks. Small
+    # pictures have few bytes.
+    share = 0.09 if kernel == "linear" else 0.002
     assert (off > 0).sum() <= share * off.size + 4.0 * (share * off.size) ** 0.5
     off = np.abs(sharp - plain(picture, rows, columns, kernel))
     assert off.max() <= 1

@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import itertools
 import secrets
+import tempfile
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -39,13 +42,17 @@ from qcnode.domain import (
 )
 from qcnode.errors import JournalUnavailableError, LedgerUnavailableError, RulingError
 from qcnode.health import HealthBoard
+from qcnode.kill import KillSwitch
+from qcnode.manifest import digest_scores, load_manifest
 from qcnode.money import PICO, CostCentre, LedgerEntry, LedgerTotals, Outcome, TokenUsage
 from qcnode.panel.access import Role
 from qcnode.panel.accounts import Accounts
 from qcnode.panel.app import create_panel, serve_config
 from qcnode.panel.file import PanelFile
-from qcnode.panel.sources import About
+from qcnode.panel.sources import About, InService
 from qcnode.policy import action_for, disposition_of, judge
+from tests.node.panel_past import no_past
+from tests.variants import make_release
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,6 +260,38 @@ class FakeLedger:
         raise NotImplementedError
 
 
+class FakeModels:
+    """One model of normally spread scores in service, and no change under way."""
+
+    def __init__(self, folder, *, defects=60):
+        dice = np.random.default_rng(7)
+        good = tuple(sorted(dice.normal(2.0, 0.8, 400).tolist()))
+        bad = tuple(sorted(dice.normal(7.0, 1.8, defects).tolist()))
+        made = load_manifest(make_release(folder, tag="panel"))
+        self.manifest = replace(
+            made,
+            accept_below=replace(made.accept_below, value=LIMITS.accept_below),
+            reject_from=replace(made.reject_from, value=LIMITS.reject_from),
+            good_scores=good,
+            defect_scores=bad,
+            calibration_sha256=digest_scores(good, bad),
+        )
+        self.asked = []
+
+    def status(self):
+        step = {"at": "2026-11-22T05:30:00+00:00", "what": "in service", "words": "as asked"}
+        steps = [step | {"model": self.manifest.version}]
+        return {"in_service": self.manifest.version, "change": None, "last": None, "steps": steps}
+
+    def roll_back(self, who):
+        self.asked.append(who)
+
+
+@functools.cache
+def no_changes() -> FakeModels:
+    return FakeModels(Path(tempfile.mkdtemp(prefix="qcnode-")))
+
+
 class FakeNode:
     """Everything behind the panel. `pass_part` is one trigger."""
 
@@ -267,15 +306,20 @@ class FakeNode:
         self.number = 0
         self.made = itertools.count(1)
         self.file = PanelFile(None)
+        self.switch = KillSwitch(
+            Path(tempfile.mkdtemp(prefix="qcnode-")) / "kill",
+            clock_ns=time.monotonic_ns,
+            now=self.now,
+        )
         self.accounts: Accounts | None = None
         self.about = About(
             site=site,
             line="line1",
             node="node1",
             version="0.1.0",
-            model="plate-filters 3f9c2a7d",
-            guarantee=GUARANTEE,
-            limits=LIMITS,
+            in_service=lambda: InService(
+                model="plate-filters 3f9c2a7d", guarantee=GUARANTEE, limits=LIMITS
+            ),
             provider="scripted",
             provider_model="scripted-provider",
             scripted=True,
@@ -305,6 +349,7 @@ class FakeNode:
             **{
                 "station_live": lambda: self.live,
                 "journal": self.journal,
+                "journal_file": no_past(),
                 "desk": self.desk,
                 "ledger": self.ledger,
                 "outlooks": self.ledger.outlooks,
@@ -317,6 +362,8 @@ class FakeNode:
                 "new_id": lambda: f"d{next(self.made)}",
                 "release_delay": timedelta(0),
                 "look_first": 0.0,
+                "changes": no_changes(),
+                "switch": self.switch,
             }
             | settings
         )

@@ -6,8 +6,10 @@ The node behind them is the tests' own, so names, parts and figures are the same
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import sys
+import tempfile
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,12 +17,14 @@ from urllib.parse import urlencode
 
 import cv2
 
+from qcnode.domain import Finding, Verdict
 from qcnode.panel.access import Role
 from qcnode.panel.audit import Deed
 from qcnode.panel.guard import COOKIE
 from qcnode.panel.pages import PAGES
 from qcnode.panel.screen import COOKIE as SCREEN
 from tests.node.panel_fakes import FakeNode, served
+from tests.node.panel_past import Past
 from tests.node.panel_screens import chromium
 from tests.programs import find_program
 
@@ -53,13 +57,49 @@ def good_part(node: FakeNode) -> bytes:
     return cv2.imencode(".png", bgr)[1].tobytes()
 
 
+def a_day(path: Path, node: FakeNode) -> Past:
+    """Write a day with a bad hour in it, and people who named what they saw."""
+    past = Past(path, node.at)
+    kinds = ("scratch", "scratch", "dent", "stain", "scratch", "burr", "dent", "scratch")
+    for minute in range(24 * 60 - 30, 0, -3):
+        bad = 6 * 60 < minute < 7 * 60
+        for number in range(6):
+            turn = (minute + number) % 50
+            verdict = Verdict.NOT_OK if turn < (9 if bad else 1) else Verdict.OK
+            if turn == 30:
+                verdict = Verdict.NOT_DECIDABLE
+            one = past.part(verdict, timedelta(minutes=minute), model="flange 3")
+            if verdict is Verdict.NOT_DECIDABLE:
+                past.ruled(
+                    one,
+                    timedelta(minutes=minute),
+                    agent=Finding.DEFECTIVE if minute % 5 else Finding.GOOD,
+                    person=Finding.DEFECTIVE,
+                    took=timedelta(seconds=9 + minute % 7),
+                    defect=kinds[minute % len(kinds)],
+                )
+    return past
+
+
 def shoot(folder: Path) -> None:
-    node = busy_node()
+    with tempfile.TemporaryDirectory() as past:
+        _shoot(folder, busy_node(), Path(past) / "journal.db")
+
+
+def _shoot(folder: Path, node: FakeNode, journal: Path) -> None:
+    a_day(journal, node).journal.close()
+    with node.file.transaction() as db:
+        baseline = {"parts": 2_760, "accepted": 2_649, "until": "2026-11-20T06:00", "who": "Li Wei"}
+        db.execute(
+            "INSERT INTO kept (name, body) VALUES ('trends.baseline', ?)", (json.dumps(baseline),)
+        )
     by = Deed(what="account.add", who="root", role=Role.ADMIN, where="bench")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    panel = node.panel(reference=good_part(node), release_delay=timedelta(seconds=3))
+    panel = node.panel(
+        journal_file=journal, reference=good_part(node), release_delay=timedelta(seconds=3)
+    )
     with served(panel, port) as url, chromium(find_program("chromium")) as browser:
         node.accounts.add("root", Role.ADMIN, "not a default one", by=by)
         for name, pin in (("Ana", "482913"), ("Ben", "739164")):

@@ -37,6 +37,12 @@ def check_summary(summary, home):
     assert summary["escalated"] == summary["ruled"] + summary["waiting"]
     assert summary["attempts"] >= summary["indeterminate"]
     assert 0 <= summary["false_rejects"] + summary["escapes"] <= summary["parts"]
+    agent = summary["agent"]
+    assert sum(agent["tokens"].values()) == sum(summary["tokens"].values())
+    gained = agent["errors_avoided"] - agent["errors_made"]
+    assert agent["wrong_with_agent"] == agent["wrong_alone"] - gained
+    assert agent["wrong_if_every_ruling_were_right"] <= agent["wrong_alone"]
+    assert agent["naive"] is None or agent["naive"]["tokens_saved"] > 0
 
 
 @pytest.fixture(

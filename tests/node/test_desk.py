@@ -5,11 +5,14 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from qcnode.authority import Attestation
 from qcnode.books import chain
 from qcnode.books.budgets import Budget
 from qcnode.books.journal import Journal
 from qcnode.books.ledger import SqliteLedger
+from qcnode.books.merits import Merits
 from qcnode.books.pictures import PictureStore
+from qcnode.books.policy_file import built_in
 from qcnode.books.purse import Purse
 from qcnode.desk import Desk, DeskRules
 from qcnode.domain import (
@@ -35,6 +38,7 @@ from qcnode.errors import (
 )
 from qcnode.health import HealthBoard
 from qcnode.ids import IdMaker
+from qcnode.kill import NeverStopped
 from qcnode.money import (
     Attempt,
     Cost,
@@ -46,18 +50,35 @@ from qcnode.money import (
     TokenUsage,
     WorstCase,
 )
+from qcnode.warrant import Warrant
 
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LIMITS = Limits(accept_below=0.0, reject_from=2.0)
 CENTRE = CostCentre(line="line1", department="qa")
 RULES = DeskRules(
-    limits=LIMITS,
+    limits=lambda: LIMITS,
     centre=CENTRE,
-    level=AgentLevel.L3,
     workers=2,
     waiting_max=10,
     ruling_timeout=timedelta(minutes=15),
     on_timeout=Disposition.REWORK,
+)
+
+
+# Nothing is drawn, so that what the tests say of one part holds of each.
+PACK = replace(
+    built_in(), envelope=replace(built_in().envelope, recheck_share=0.0, trial_share=0.0)
+)
+ATTESTATION = Attestation(
+    agent="agent:test",
+    provider="p",
+    policy=PACK.digest,
+    level=AgentLevel.L3,
+    start=AgentLevel.L3,
+    right_at_least=0.9,
+    begins=START,
+    ends=START + timedelta(days=30),
+    by="auditor",
 )
 
 
@@ -107,7 +128,12 @@ class Colleague:
         if isinstance(answer, Exception):
             raise answer
         return Opinion(
-            finding=answer, defect_class=None, reason="seen", confidence=0.9, who="agent:test"
+            finding=answer,
+            defect_class=None,
+            reason="seen",
+            confidence=0.9,
+            who="agent:test",
+            provider="p",
         )
 
     def reachable(self):
@@ -168,7 +194,19 @@ class Bench:
         self.task = None
         self.sees_more = 0
 
-    async def open(self, reviewer=None, *, rules=RULES, budgets=(), audited=lambda: None):
+    async def open(
+        self,
+        reviewer=None,
+        *,
+        rules=RULES,
+        budgets=(),
+        audited=lambda: None,
+        level=AgentLevel.L3,
+        stops=None,
+        pack=PACK,
+        attestations=(ATTESTATION,),
+        suspect=lambda _: None,
+    ):
         pictures = PictureStore(self.folder / "pictures", pictures_max=100, heat_full=1.0)
         self.journal = Journal(self.folder / "journal.db", pictures=pictures, health=self.health)
         self.ledger = SqliteLedger(
@@ -179,6 +217,18 @@ class Bench:
         )
         if reviewer is not None:
             reviewer.ledger = self.ledger
+        self.warrant = Warrant(
+            pack=pack,
+            wanted=level,
+            attestations=attestations,
+            part_type="flange",
+            secret=b"s" * 32,
+            stops=stops or NeverStopped(),
+            merits=Merits(self.journal, limits=lambda: LIMITS),
+            certified=lambda: True,
+            health=self.health,
+            now=self.clock,
+        )
         self.desk = Desk(
             journal=self.journal,
             line=self.line,
@@ -186,9 +236,11 @@ class Bench:
             ledger=self.ledger,
             purse=self,
             rules=rules,
+            warrant=self.warrant,
             now=self.clock,
             new_id=self.new_id,
             audited=audited,
+            suspect=suspect,
         )
         self.purse = Purse(ledger=self.ledger, centre=CENTRE, health=self.health, now=self.clock)
         self.task = asyncio.create_task(self.desk.run())
@@ -210,7 +262,7 @@ class Bench:
             await asyncio.to_thread(self.journal.close)
             await asyncio.to_thread(self.ledger.close)
 
-    def inspect(self, seq, verdict=Verdict.NOT_DECIDABLE, action=Action.DIVERT, score=1.0):
+    def inspect(self, seq, verdict=Verdict.NOT_DECIDABLE, action=Action.DIVERT, score=0.9):
         pixels = np.full((60, 80, 3), 90, np.uint8)
         heat = np.zeros((6, 8), np.float32)
         heat[2, 3] = 1
@@ -319,8 +371,10 @@ async def test_a_part_without_evidence_waits_for_a_person(bench):
 
 
 async def test_an_agent_below_l3_proposes_a_release_and_a_person_confirms_it(bench):
-    rules = replace(RULES, level=AgentLevel.L2, workers=1)
-    desk = await bench.open(Colleague(Finding.GOOD, Finding.DEFECTIVE), rules=rules)
+    rules = replace(RULES, workers=1)
+    desk = await bench.open(
+        Colleague(Finding.GOOD, Finding.DEFECTIVE), rules=rules, level=AgentLevel.L2
+    )
     bench.inspect(1)
     await until(lambda: desk.waiting() and desk.waiting()[0].proposal is not None)
 
@@ -564,8 +618,7 @@ async def test_as_the_budget_runs_low_the_most_doubtful_parts_are_asked_about(be
 
 
 async def test_what_a_person_finds_of_a_proposal_is_on_record_beside_its_cost(bench):
-    rules = replace(RULES, level=AgentLevel.L1)
-    desk = await bench.open(Colleague(Finding.GOOD), rules=rules)
+    desk = await bench.open(Colleague(Finding.GOOD), level=AgentLevel.L1)
     bench.inspect(1, score=0.5)
     await until(lambda: desk.waiting() and desk.waiting()[0].proposal is not None)
 

@@ -48,8 +48,8 @@ def settings_for(home, model, *, parts):
 def old_lamp(monkeypatch):
     rendered = eyes.CAMERAS["rendered"]
 
-    def build(settings, new_id):
-        _, parts = rendered(settings, new_id)
+    def build(settings, new_id, side):
+        _, parts = rendered(settings, new_id, side)
         return OldLamp(parts, name="old lamp", now=machine.now, new_id=new_id), parts
 
     monkeypatch.setitem(eyes.CAMERAS, "rendered", build)

@@ -131,9 +131,17 @@ def test_the_third_picture_with_the_very_same_pixels_is_a_frozen_camera(bench):
     assert grab_value(live, at_ns=3) == 2
 
 
-def test_colours_arrive_as_rgb(bench):
+@pytest.mark.parametrize(
+    ("colour", "kind"),
+    [
+        ((10, 20, 30), np.uint8),
+        ((10, 20, 30, 200), np.uint8),  # with alpha
+        ((10 << 8, 20 << 8, 30 << 8), np.uint16),
+    ],
+)
+def test_colours_arrive_as_rgb(bench, colour, kind):
     live = bench()
-    live.pictures.put(np.full((4, 4, 3), (10, 20, 30), np.uint8))
+    live.pictures.put(np.full((4, 4, len(colour)), colour, kind))
 
     frame = live.camera.grab(make_trigger(1, at_ns=0))
     assert frame.pixels[0, 0].tolist() == [30, 20, 10]

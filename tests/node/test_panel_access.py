@@ -329,7 +329,7 @@ def test_the_live_stream_is_refused_to_other_pages(node, free_port, origin):
 
 # -- roles and rights ----------------------------------------------------------
 
-FILLED = {"name": "x", "key": "camera", "escalation_id": "e-none"}
+FILLED = {"name": "x", "key": "camera", "escalation_id": "e-none", "span": "day"}
 
 
 def test_every_route_asks_for_exactly_one_right(node):
@@ -360,7 +360,7 @@ def test_each_role_may_do_what_the_table_says_and_is_told_what_is_missing(node, 
             assert f"needs {least_role(right)}" in answer.text
 
 
-PAGE_PATHS = ("/review", "/spend", "/audit")
+PAGE_PATHS = ("/review", "/models", "/spend", "/audit")
 
 
 def test_the_table_in_the_docs_is_the_one_that_holds(node):

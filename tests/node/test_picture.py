@@ -3,13 +3,27 @@ from __future__ import annotations
 import struct
 import tracemalloc
 import zlib
+from datetime import UTC, datetime
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from qcnode.domain import Frame
 from qcnode.errors import PictureError
-from qcnode.picture import as_rgb, decode_picture, encode_jpeg, encode_png, read_picture
+from qcnode.picture import (
+    as_rgb,
+    decode_picture,
+    encode_jpeg,
+    encode_png,
+    read_picture,
+    seen_at,
+    seen_of,
+    shrink_for,
+    unpack_picture,
+)
 
 
 def make_picture(height: int = 48, width: int = 64) -> np.ndarray:
@@ -133,11 +147,8 @@ def test_a_fourth_channel_is_alpha_and_is_dropped():
 def test_an_exif_rotation_is_applied():
     picture = np.zeros((40, 60, 3), np.uint8)
     picture[:20, :20] = 255  # the upper left corner
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4)
-    jpeg = encode(".jpg", picture)
-    turned = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
 
-    pixels = decode_picture(turned, name="p.jpg")
+    pixels = decode_picture(turned_right(encode(".jpg", picture)), name="p.jpg")
 
     assert pixels.shape == (60, 40, 3)
     assert pixels[5, 35].min() > 200  # now at the upper right
@@ -168,3 +179,95 @@ def test_a_path_that_is_no_file_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "missing.png"):
         with pytest.raises(PictureError, match=str(path)):
             read_picture(path)
+
+
+# -- no finer than a model looks ---------------------------------------------------------------
+
+
+def turned_right(jpeg: bytes) -> bytes:
+    """Return a JPEG whose EXIF says that it lies on its side."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+
+
+def frame_of(encoded: bytes | None, pixels: np.ndarray, size: tuple[int, int] | None = None):
+    return Frame(
+        id="f",
+        part_id="p",
+        camera="c",
+        name="part.jpg",
+        captured_at=datetime(2026, 11, 22, tzinfo=UTC),
+        pixels=pixels,
+        encoded=encoded,
+        size=size,
+    )
+
+
+SHARP = make_picture(515, 770)
+"""Of a size that is no multiple of anything."""
+LARGE = {"jpeg": encode_jpeg(SHARP[:, :, ::-1]), "png": encode(".png", SHARP)}
+
+
+@given(height=st.integers(1, 5_000), width=st.integers(1, 5_000), side=st.integers(1, 1_000))
+def test_no_side_is_halved_below_what_a_model_looks_at(height, width, side):
+    shrink = shrink_for((height, width), side)
+
+    assert shrink in (1, 2, 4, 8)
+    assert shrink == 1 or min(height, width) / shrink >= side
+    assert shrink == 8 or min(height, width) / (2 * shrink) < side
+    assert shrink_for((height, width), None) == 1
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize(("side", "shape"), [(128, (129, 193)), (200, (258, 385)), (300, None)])
+def test_a_picture_is_unpacked_no_finer_than_a_model_looks(kind, side, shape):
+    unpacked = unpack_picture(LARGE[kind], name="p", side=side)
+
+    assert unpacked.pixels.shape[:2] == (shape or (515, 770))
+    assert unpacked.size == (None if shape is None else (515, 770))
+    small = cv2.resize(
+        SHARP[:, :, ::-1], unpacked.pixels.shape[1::-1], interpolation=cv2.INTER_AREA
+    )
+    assert np.abs(unpacked.pixels.astype(int) - small).mean() < 4
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("unpacked_for", [None, 60, 128, 250])
+def test_what_a_model_sees_does_not_depend_on_for_whom_a_picture_was_unpacked(kind, unpacked_for):
+    straight = unpack_picture(LARGE[kind], name="p", side=128)
+    came = unpack_picture(LARGE[kind], name="p", side=unpacked_for)
+
+    seen = seen_of(frame_of(LARGE[kind], came.pixels, came.size), 128)
+
+    assert (seen == straight.pixels).all()
+    assert (seen_at(seen, 128) == seen_at(straight.pixels, 128)).all()
+    everything = seen_of(frame_of(LARGE[kind], came.pixels, came.size), None)
+    assert (everything == decode_picture(LARGE[kind], name="p")).all()
+
+
+def test_a_picture_without_a_file_is_seen_nearly_as_its_jpeg_would_be():
+    from_jpeg = seen_at(unpack_picture(LARGE["jpeg"], name="p", side=128).pixels, 128)
+    from_camera = seen_at(seen_of(frame_of(None, SHARP[:, :, ::-1]), 128), 128)
+
+    assert from_camera.shape == (128, 128, 3)
+    assert np.abs(from_camera.astype(int) - from_jpeg).mean() < 2
+
+
+def test_a_jpeg_on_its_side_is_upright_and_of_its_own_size_when_unpacked_smaller():
+    picture = np.zeros((400, 600, 3), np.uint8)
+    picture[:200, :200] = 255  # the upper left corner
+
+    unpacked = unpack_picture(turned_right(encode(".jpg", picture)), name="p", side=100)
+
+    assert unpacked.size == (600, 400)
+    assert unpacked.pixels.shape == (150, 100, 3)
+    assert unpacked.pixels[12, 88].min() > 200  # now at the upper right
+
+
+def test_a_jpeg_with_bytes_that_fill_up_before_a_mark_is_whole():
+    jpeg = ENCODED["jpeg"]
+    filled = jpeg[:-2] + b"\xff\xff\xff" + jpeg[-2:]
+
+    assert (decode_picture(filled, name="p") == decode_picture(jpeg, name="p")).all()
+    with pytest.raises(PictureError, match="ends too early"):
+        decode_picture(filled[:-1], name="p")

@@ -6,10 +6,8 @@ from hypothesis import strategies as st
 
 from qcnode.domain import (
     Action,
-    AgentLevel,
     Allowance,
     Decider,
-    Disposition,
     Limits,
     Prediction,
     Verdict,
@@ -17,7 +15,6 @@ from qcnode.domain import (
 from qcnode.policy import (
     action_for,
     alone,
-    authorize,
     choose_decider,
     judge,
     lean,
@@ -283,17 +280,3 @@ def test_with_no_limit_earned_every_part_is_as_doubtful_as_any():
 )
 def test_a_node_alone_would_turn_in_the_middle_of_its_band(score, earned, action):
     assert alone(score, earned) is action
-
-
-@pytest.mark.parametrize(
-    ("level", "may_scrap", "may_release"),
-    [
-        (AgentLevel.L1, False, False),
-        (AgentLevel.L2, True, False),
-        (AgentLevel.L3, True, True),
-        (AgentLevel.L4, True, True),
-    ],
-)
-def test_an_agent_may_be_stricter_before_it_may_be_milder(level, may_scrap, may_release):
-    assert authorize(level, Disposition.SCRAP) is may_scrap
-    assert authorize(level, Disposition.RELEASE) is may_release

@@ -108,8 +108,64 @@ def test_provider_variables_win_over_the_file(write):
 
     settings = load_settings(path, {"QCNODE_PROVIDER_MODEL": "from-variable"})
 
-    assert settings.provider.model == "from-variable"
+    assert settings.provider[0].model == "from-variable"
     assert settings.agent.level is AgentLevel.L3
+
+
+SEVERAL = """
+[[provider]]
+preset = "deepseek"
+api_key_file = "one.key"
+
+[[provider]]
+preset = "ollama"
+model = "qwen3-vl"
+timeout_s = 60.0
+"""
+
+
+def test_several_providers_stand_on_presets_and_say_the_rest(write, tmp_path):
+    (tmp_path / "one.key").write_text("k3y\n")
+    settings = load_settings(write(SEVERAL), {"QCNODE_PROVIDER_MODEL": "deepseek-v4-pro"})
+
+    one, other = settings.provider
+    assert (one.name, one.model, one.region) == ("deepseek", "deepseek-v4-pro", "cn")
+    assert (other.name, other.model, other.timeout_s) == ("local", "qwen3-vl", 60.0)
+    assert settings.key_of(one).get_secret_value() == "k3y"
+    assert settings.key_of(other) is None
+    assert "k3y" not in repr(settings)
+
+
+def test_the_key_of_the_variable_is_the_first_ones_and_wins(write, tmp_path):
+    (tmp_path / "one.key").write_text("k3y\n")
+    settings = load_settings(write(SEVERAL), {"QCNODE_PROVIDER_API_KEY": "other"})
+
+    one, other = settings.provider
+    assert settings.key_of(one).get_secret_value() == "other"
+    assert settings.key_of(other) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[provider]\n\npreset = "acme"\n', "provider: no preset 'acme'; there are: openai"),
+        (SEVERAL + "prot = 1\n", "line 10: unknown key provider.prot; did you mean"),
+        ("[provider]\n\nprot = 1\n", "line 3: unknown key provider.prot; did you mean"),
+        ('[provider]\n\napi_key = "k"\n', "line 3: a key does not belong in this file"),
+        (SEVERAL + 'api_key = "k"\n', "line 10: a key does not belong in this file"),
+        ('[provider]\n\nprotocol = "soap"\n', "line 3: provider.protocol = 'soap'"),
+        ('[provider]\n\napi_key_file = "none"\n', "none': cannot be read"),
+        ("[[provider]]\n[[provider]]\n", "scripted has this model already"),
+        ("[routing]\n\naccuracy_floor = 1.5\n", "line 3: routing.accuracy_floor = 1.5"),
+    ],
+)
+def test_what_is_wrong_with_a_provider_is_named_with_its_line(write, tmp_path, text, expected):
+    (tmp_path / "one.key").write_text("k3y\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(text), {})
+
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_secret_comes_from_its_variable_or_a_file_and_is_never_printed(write, tmp_path):

@@ -26,6 +26,7 @@ class World:
         self.line = FakeLine(self.clock, parts=parts, **line)
         self.journal = journal or FakeJournal()
         self.health = HealthBoard(self.clock.now)
+        self.stopped = False
         self.station = Station(
             camera=self.camera,
             model=self.model,
@@ -37,6 +38,7 @@ class World:
             now=self.clock.now,
             new_id=make_ids(f"rec{id(self)}-"),
             clock_ns=self.clock.ns,
+            stopped=lambda: self.stopped,
         )
 
     def run(self):
@@ -76,6 +78,21 @@ def test_a_part_nobody_saw_goes_the_way_chosen_beforehand(failsafe):
     assert inspection.reason == "camera fake: no picture: plug it in"
     assert world.line.met == {1: failsafe}
     assert not world.told("camera").ok
+
+
+@pytest.mark.parametrize("failsafe", [Action.DIVERT, Action.REJECT])
+@pytest.mark.parametrize("score", [0.1, 0.5, 0.9])
+def test_a_stopped_line_lets_every_part_go_the_safe_way_and_says_what_it_saw(failsafe, score):
+    world = World(failsafe=failsafe, model=FakeModel([score]))
+    world.stopped = True
+    world.run()
+
+    (inspection,) = world.journal.inspections()
+    assert inspection.verdict is not Verdict.UNDEFINED
+    assert inspection.reason == "the kill switch is set for this line"
+    assert world.line.met == {1: failsafe}
+    # Whoever rules on it sees it.
+    assert inspection.id in world.journal.evidence
 
 
 def test_a_camera_that_is_back_is_well_again():

@@ -30,8 +30,10 @@ class Provider(Protocol):
 
     name: str
     model: str
-    shape: UsageShape
-    """Where this provider's answers say what was used."""
+
+    @property
+    def shape(self) -> UsageShape:
+        """Where this provider's answers say what was used."""
 
     def worst(self, *, text_bytes: int, width: int, height: int) -> TokenUsage:
         """Return the most one request can use, with this much text and this picture."""

@@ -130,6 +130,11 @@ class Tracker {
     return true;
   }
 
+  // Forget every action given so far: whoever gave them is gone. The parts stay.
+  void disown() {
+    for (size_t at = 0; at < count_; ++at) slots_[at].action = Action::kNone;
+  }
+
   // De-energise: every part still on its way meets the default.
   bool release(Crossing* met) {
     if (count_ == 0) return false;

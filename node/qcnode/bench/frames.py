@@ -36,7 +36,7 @@ from qcnode.cameras.studio import Defect, DefectKind, Studio
 from qcnode.domain import Action, Frame, Limits, Trigger, Verdict
 from qcnode.errors import LineUnavailableError, ModelError
 from qcnode.health import HealthBoard
-from qcnode.picture import decode_picture, encode_jpeg
+from qcnode.picture import decode_picture, encode_jpeg, unpack_picture
 from qcnode.runtime.onnx import OnnxModel, open_session
 from qcnode.station import Station
 
@@ -96,7 +96,7 @@ def _pipeline(
     folder: Path, model: OnnxModel, raw: _Raw, pictures: Sequence[bytes], size: FramesSize
 ) -> Result:
     def ours(_round: int) -> float:
-        return _run_station(folder, model, _JpegCamera(pictures), size.frames)[0]
+        return _run_station(folder, model, _JpegCamera(pictures, model.side), size.frames)[0]
 
     def reference(_round: int) -> float:
         start = time.perf_counter()
@@ -122,7 +122,7 @@ def _latency(
     ratios: list[float] = []
     for _round in range(size.rounds):
         _, latencies_us = _run_station(
-            folder, model, _JpegCamera(pictures), size.frames, spaced=True
+            folder, model, _JpegCamera(pictures, model.side), size.frames, spaced=True
         )
         bare: list[float] = []
         for number in range(size.frames):
@@ -165,7 +165,7 @@ def _two_cores(folder: Path, pictures: Sequence[bytes], size: FramesSize) -> Res
     frame = _resized(decode_picture(pictures[0], name="bench"), SIZE, SIZE)
 
     def ours(_round: int) -> float:
-        return _run_station(folder, model, _JpegCamera(pictures), size.heavy_frames)[0]
+        return _run_station(folder, model, _JpegCamera(pictures, model.side), size.heavy_frames)[0]
 
     def reference(_round: int) -> float:
         start = time.perf_counter()
@@ -197,8 +197,10 @@ def _run_station(
         store = PictureStore(Path(home) / "pictures", pictures_max=100, heat_full=None)
         journal = Journal(Path(home) / "journal.db", pictures=store, health=health)
         ids = count()
+        belt = _Belt(frames, spaced=spaced)
+        journal.add_listener(belt.go_on)
         try:
-            ahead = Ahead(_Belt(frames, spaced=spaced), camera)
+            ahead = Ahead(belt, camera)
             station = Station(
                 camera=ahead,
                 model=model,
@@ -229,7 +231,7 @@ _LIMITS = Limits(accept_below=1e9, reject_from=1e9)
 
 
 class _Belt:
-    """Parts that come one upon the other, or each when the last is through; a gate far away."""
+    """Parts that come one upon the other, or each when the last is on record; a gate far away."""
 
     def __init__(self, parts: int, *, spaced: bool) -> None:
         self._parts = parts
@@ -256,11 +258,14 @@ class _Belt:
                 self._free.wait(_FAR_NS / 1e9)
 
     def act(self, _trigger: Trigger, _action: Action) -> bool:
-        self._free.set()
         return True
 
     def passages(self) -> Sequence[Passage]:
         return ()
+
+    def go_on(self) -> None:
+        """Let the next part come, where they are spaced."""
+        self._free.set()
 
     def dispose(self, _part_id: str, _disposition: Disposition) -> None:
         raise LineUnavailableError("nothing is disposed of here")
@@ -270,14 +275,16 @@ class _Belt:
 
 
 class _JpegCamera:
-    """Gives JPEG bytes, as network cameras do."""
+    """Gives JPEG bytes, as network cameras do, unpacked as the folder camera unpacks them."""
 
-    def __init__(self, pictures: Sequence[bytes]) -> None:
+    def __init__(self, pictures: Sequence[bytes], side: int | None) -> None:
         self._pictures = pictures
+        self._side = side
 
     def grab(self, trigger: Trigger) -> Frame:
         encoded = self._pictures[trigger.seq % len(self._pictures)]
-        return _frame(trigger, decode_picture(encoded, name="bench"), encoded)
+        unpacked = unpack_picture(encoded, name="bench", side=self._side)
+        return _frame(trigger, unpacked.pixels, encoded, size=unpacked.size)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -296,7 +303,13 @@ class _PixelCamera:
         """Nothing is held."""
 
 
-def _frame(trigger: Trigger, pixels: NDArray[np.uint8], encoded: bytes | None) -> Frame:
+def _frame(
+    trigger: Trigger,
+    pixels: NDArray[np.uint8],
+    encoded: bytes | None,
+    *,
+    size: tuple[int, int] | None = None,
+) -> Frame:
     return Frame(
         id=trigger.part_id,
         part_id=trigger.part_id,
@@ -305,6 +318,7 @@ def _frame(trigger: Trigger, pixels: NDArray[np.uint8], encoded: bytes | None) -
         captured_at=_now(),
         pixels=pixels,
         encoded=encoded,
+        size=size,
     )
 
 

@@ -110,7 +110,7 @@ def _settings(home: Path, release: Path, pictures: Path, hole: str | None) -> Se
         camera=CameraSettings(kind="folder", source=str(pictures)),
         model=ModelSettings(dir=release),
         agent=AgentSettings(enabled=hole is not None, waiting_max=10_000),
-        provider=ProviderSettings(base_url=f"{hole}/v1", timeout_s=_PATIENCE_S),
+        provider=(ProviderSettings(base_url=f"{hole}/v1", timeout_s=_PATIENCE_S),),
         budget=(BudgetSettings(name="day", currency="USD", limit_micro=_BUDGET_MICRO),),
         metering=MeteringSettings(channel="none" if hole is None else "http", url=str(hole)),
         secrets=Secrets(provider_api_key=SecretStr("bench"), billing_token=SecretStr("bench")),

@@ -35,13 +35,22 @@ import sys
 from pathlib import Path
 from datetime import UTC, datetime
 from qcnode.domain import Frame
-from qcnode.picture import decode_picture
+from qcnode.picture import unpack_picture
 from qcnode.policy import judge
 from qcnode.runtime.onnx import OnnxModel
 model = OnnxModel(Path(sys.argv[1]).parent)
-pixels = decode_picture(Path(sys.argv[2]).read_bytes(), name="first")
-now = datetime.now(UTC)
-frame = Frame(id="1", part_id="1", camera="1", name="1", captured_at=now, pixels=pixels)
+encoded = Path(sys.argv[2]).read_bytes()
+seen = unpack_picture(encoded, name="first", side=model.side)
+frame = Frame(
+    id="1",
+    part_id="1",
+    camera="1",
+    name="1",
+    captured_at=datetime.now(UTC),
+    pixels=seen.pixels,
+    encoded=encoded,
+    size=seen.size,
+)
 judge(model.predict(frame), model.limits)
 """
     + _TELL

@@ -16,6 +16,7 @@ from collections import deque
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,13 +25,14 @@ from qcnode.audit import Audit
 from qcnode.books.records import KIND_OF, decode, encode
 from qcnode.domain import (
     CertificateChange,
+    Choice,
     Counts,
     Decider,
     Escalation,
     Fault,
     Finding,
     Inspection,
-    Passage,
+    ProcessChange,
     Ruling,
     Verdict,
 )
@@ -38,6 +40,7 @@ from qcnode.errors import JournalUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import datetime
     from pathlib import Path
 
     from qcnode.books.pictures import PictureStore
@@ -51,6 +54,7 @@ QUEUE_MAX = 2_000
 GROUP_MAX = 100
 RETRY_S = 0.5
 RECENT_MAX = 240
+QUOTA_SPAN = timedelta(hours=1)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS record (
@@ -68,6 +72,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS one_final_ruling_per_escalation
     ON record (ref) WHERE kind = 'ruling' AND final = 1;
 CREATE INDEX IF NOT EXISTS by_kind ON record (kind, seq);
 CREATE INDEX IF NOT EXISTS by_ref ON record (ref) WHERE ref IS NOT NULL;
+CREATE INDEX IF NOT EXISTS bound_by_agents ON record (json_extract(body, '$.at'))
+    WHERE kind = 'ruling' AND final = 1 AND json_extract(body, '$.by') = 'agent';
 CREATE TABLE IF NOT EXISTS cursor (reader TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT;
 """
 
@@ -77,6 +83,14 @@ class _Waiting:
     record: JournalRecord
     evidence: Evidence | None
     done: Future[bool]
+
+
+@dataclass(slots=True)
+class _Weighed:
+    draft: Ruling
+    weigh: Callable[[int], Ruling]
+    done: Future[Ruling | None]
+    record: Ruling
 
 
 @dataclass(slots=True)
@@ -93,7 +107,9 @@ class Journal:
         self._path = path
         self._pictures = pictures
         self._health = health
-        self._queue: queue.Queue[_Waiting | _Cursor | None] = queue.Queue(maxsize=QUEUE_MAX)
+        self._queue: queue.Queue[_Waiting | _Weighed | _Cursor | None] = queue.Queue(
+            maxsize=QUEUE_MAX
+        )
         self._listeners: list[Callable[[], None]] = []
         self._recent: deque[Inspection | Fault] = deque(maxlen=RECENT_MAX)
         self._closed = False
@@ -129,6 +145,16 @@ class Journal:
         waiting = _Waiting(record, evidence, Future())
         self._enqueue(waiting)
         return waiting.done
+
+    def rule(self, draft: Ruling, weigh: Callable[[int], Ruling]) -> Future[Ruling | None]:
+        """Record what `weigh` makes of an agent's ruling, and return that; None was not new.
+
+        It is called in the writer's thread, in the same transaction, with how many rulings
+        of agents were binding in the hour before: whatever it looks at is as fresh as can be.
+        """
+        weighed = _Weighed(draft, weigh, Future(), draft)
+        self._enqueue(weighed)
+        return weighed.done
 
     def advance(self, reader: str, seq: int) -> Future[bool]:
         """Note that `reader` has dealt with everything up to `seq`."""
@@ -175,6 +201,16 @@ class Journal:
     def counts(self) -> Counts:
         """Return how the parts came out, over all that is durable."""
         return self._counts
+
+    def came_out_since(self, id_: str) -> dict[str, int]:
+        """Return how many parts got which verdict, of those whose inspection has a later id."""
+        rows = self._rows(
+            "SELECT json_extract(body, '$.verdict'), count(*) FROM record"
+            # Ids made by the clock are digits and capitals, so those of others are not walked.
+            " WHERE id >= ? AND id < '[' AND +kind = 'inspection' GROUP BY 1",
+            (id_,),
+        )
+        return {str(verdict): int(count) for verdict, count in rows}
 
     def recent(self, limit: int) -> list[Inspection | Fault]:
         """Return the last outcomes, newest last."""
@@ -230,6 +266,21 @@ class Journal:
             return None
         return records[0], [record for record in records[1:] if isinstance(record, Ruling)]
 
+    def rulings(self, after_seq: int, limit: int) -> list[tuple[int, Escalation, Ruling]]:
+        """Return up to `limit` rulings beyond `after_seq` with what they were asked, in order."""
+        rows = self._rows(
+            "SELECT r.seq, e.body, r.body FROM record r JOIN record e ON e.id = r.ref"
+            " WHERE r.kind = 'ruling' AND r.seq > ? ORDER BY r.seq LIMIT ?",
+            (after_seq, limit),
+        )
+        found = []
+        for seq, asked, said in rows:
+            escalation, ruling = decode("escalation", asked), decode("ruling", said)
+            assert isinstance(escalation, Escalation)  # noqa: S101  # by its kind
+            assert isinstance(ruling, Ruling)  # noqa: S101  # likewise
+            found.append((int(seq), escalation, ruling))
+        return found
+
     def certificate(self, model: str) -> CertificateChange | None:
         """Return what last became of the certificate of `model`; None is nothing so far."""
         rows = self._rows(
@@ -268,7 +319,7 @@ class Journal:
 
     # -- inside ----------------------------------------------------------------
 
-    def _enqueue(self, item: _Waiting | _Cursor) -> None:
+    def _enqueue(self, item: _Waiting | _Weighed | _Cursor) -> None:
         if self._closed:
             raise JournalUnavailableError(f"{self._path}: the journal is closed")
         try:
@@ -294,9 +345,9 @@ class Journal:
             if group:
                 self._write_group(group)
 
-    def _next_group(self) -> tuple[list[_Waiting | _Cursor], bool]:
+    def _next_group(self) -> tuple[list[_Waiting | _Weighed | _Cursor], bool]:
         item = self._queue.get()
-        group: list[_Waiting | _Cursor] = []
+        group: list[_Waiting | _Weighed | _Cursor] = []
         while item is not None:
             group.append(item)
             if len(group) == GROUP_MAX:
@@ -307,7 +358,7 @@ class Journal:
                 return group, False
         return group, True
 
-    def _write_group(self, group: list[_Waiting | _Cursor]) -> None:
+    def _write_group(self, group: list[_Waiting | _Weighed | _Cursor]) -> None:
         for item in group:
             if isinstance(item, _Waiting) and item.evidence is not None:
                 self._pictures.keep(item.record.id, item.evidence)
@@ -329,14 +380,14 @@ class Journal:
                 self._closing.wait(RETRY_S)
         self._health.report("journal", ok=True, words="recording", needed=True)
         for item, new in zip(group, fresh, strict=True):
-            if new and isinstance(item, _Waiting):
+            if new and not isinstance(item, _Cursor):
                 self._take_note(item.record)
             with suppress(InvalidStateError):  # whoever waited may have given up
-                item.done.set_result(new)
+                _answer(item, new=new)
         for listener in self._listeners:
             listener()
 
-    def _commit(self, group: Iterable[_Waiting | _Cursor]) -> list[bool]:
+    def _commit(self, group: Iterable[_Waiting | _Weighed | _Cursor]) -> list[bool]:
         fresh = []
         for item in group:
             if isinstance(item, _Cursor):
@@ -347,9 +398,22 @@ class Journal:
                 )
                 fresh.append(True)
             else:
+                if isinstance(item, _Weighed):
+                    # Anew each time the disk is tried: what held then may not hold now.
+                    item.record = item.weigh(self._bound_by_agents(item.draft.at))
                 fresh.append(self._insert(item.record))
         self._db.commit()
         return fresh
+
+    def _bound_by_agents(self, before: datetime) -> int:
+        """Count the binding rulings of agents in the last hour; what is dated later counts too."""
+        since = (before - QUOTA_SPAN).astimezone(UTC).isoformat()
+        row = self._db.execute(
+            "SELECT count(*) FROM record WHERE kind = 'ruling' AND final = 1"
+            " AND json_extract(body, '$.by') = 'agent' AND json_extract(body, '$.at') > ?",
+            (since,),
+        ).fetchone()
+        return int(row[0])
 
     def _insert(self, record: JournalRecord) -> bool:
         trigger_seq, ref, final = _keys(record)
@@ -408,6 +472,13 @@ class Journal:
         return [outcome for outcome in outcomes if isinstance(outcome, Inspection | Fault)]
 
 
+def _answer(item: _Waiting | _Weighed | _Cursor, *, new: bool) -> None:
+    if isinstance(item, _Weighed):
+        item.done.set_result(item.record if new else None)
+    else:
+        item.done.set_result(new)
+
+
 def _open(path: Path) -> sqlite3.Connection:
     # Nobody else writes here; if somebody does, the line must hear of it soon.
     db = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
@@ -430,8 +501,12 @@ def _keys(record: JournalRecord) -> tuple[int | None, str | None, int]:
         return None, record.inspection_id, 0
     if isinstance(record, Ruling):
         return None, record.escalation_id, int(record.binding)
+    if isinstance(record, Choice):
+        return None, record.escalation_id, 0
     if isinstance(record, CertificateChange):
         return None, record.model, 0
+    if isinstance(record, ProcessChange):
+        return None, record.proposal_id, 0
     return record.trigger_seq, None, 0
 
 
@@ -445,5 +520,4 @@ def _counted(counts: Counts, record: JournalRecord) -> Counts:
         return replace(counts, escalated=counts.escalated + 1, waiting=counts.waiting + 1)
     if isinstance(record, Ruling) and record.binding:
         return replace(counts, ruled=counts.ruled + 1, waiting=counts.waiting - 1)
-    assert isinstance(record, Ruling | Passage | CertificateChange)  # noqa: S101  # the union has no other
-    return counts
+    return counts  # No other kind says how a part came out.

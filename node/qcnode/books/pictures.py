@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import structlog
 
-from qcnode.picture import encode_jpeg, encode_png
+from qcnode.errors import PictureError
+from qcnode.picture import encode_jpeg, encode_png, seen_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +33,7 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 class PictureStore:
     """Keeps at most `pictures_max` inspections' pictures under `folder`.
 
-    `heat_full` is the score that is drawn as full heat: the limit from which parts
-    are rejected, so that heat means the same on every part.
+    `heat_full` is the score that is drawn as full heat where the evidence names none.
     """
 
     def __init__(self, folder: Path, *, pictures_max: int, heat_full: float | None) -> None:
@@ -51,8 +51,10 @@ class PictureStore:
         try:
             self._path(inspection_id, "jpg").write_bytes(_jpeg(evidence.frame))
             if evidence.heat is not None:
-                self._path(inspection_id, "png").write_bytes(self._heat_png(evidence.heat))
-        except OSError as error:
+                self._path(inspection_id, "png").write_bytes(
+                    self._heat_png(evidence.heat, evidence.heat_full)
+                )
+        except (OSError, PictureError) as error:
             log.warning("picture not kept", inspection=inspection_id, reason=str(error))
             return False
         self._kept.append(inspection_id)
@@ -81,8 +83,8 @@ class PictureStore:
     def _path(self, inspection_id: str, suffix: str) -> Path:
         return self._folder / f"{inspection_id}.{suffix}"
 
-    def _heat_png(self, heat: NDArray[np.float32]) -> bytes:
-        full = self._heat_full or float(heat.max()) or 1.0
+    def _heat_png(self, heat: NDArray[np.float32], full: float | None) -> bytes:
+        full = full or self._heat_full or float(heat.max()) or 1.0
         grey = np.clip(heat * (255.0 / full), 0, 255).astype(np.uint8)
         return encode_png(grey)
 
@@ -90,4 +92,4 @@ class PictureStore:
 def _jpeg(frame: Frame) -> bytes:
     if frame.encoded is not None and frame.encoded.startswith(_JPEG_MAGIC):
         return frame.encoded
-    return encode_jpeg(frame.pixels, quality=JPEG_QUALITY)
+    return encode_jpeg(seen_of(frame, None), quality=JPEG_QUALITY)

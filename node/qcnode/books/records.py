@@ -7,7 +7,7 @@ newer version added are ignored, so an older one can still read the journal.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from qcnode.domain import (
     Action,
     Box,
     CertificateChange,
+    ChangeStage,
+    Choice,
     Decider,
     Disposition,
     Escalation,
@@ -23,6 +25,7 @@ from qcnode.domain import (
     Finding,
     Inspection,
     Passage,
+    ProcessChange,
     Ruling,
     Verdict,
 )
@@ -39,6 +42,8 @@ KINDS: dict[str, type[JournalRecord]] = {
     "escalation": Escalation,
     "ruling": Ruling,
     "certificate": CertificateChange,
+    "process": ProcessChange,
+    "choice": Choice,
 }
 KIND_OF = {record_type: kind for kind, record_type in KINDS.items()}
 
@@ -50,7 +55,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "disposition": Disposition,
     "finding": Finding,
     "by": Decider,
+    "stage": ChangeStage,
     "box": lambda raw: Box(**raw),
+    "passed_over": tuple,
     "at": datetime.fromisoformat,
     "captured_at": datetime.fromisoformat,
     "opened_at": datetime.fromisoformat,
@@ -60,7 +67,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 def encode(record: JournalRecord) -> str:
     """Write a record as JSON."""
-    return json.dumps(asdict(record), default=_plain, separators=(",", ":"), ensure_ascii=False)
+    # Field by field: `asdict` copies every value deeply first, on the line's own core.
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return json.dumps(values, default=_plain, separators=(",", ":"), ensure_ascii=False)
 
 
 def decode(kind: str, body: str) -> JournalRecord:
@@ -77,7 +86,9 @@ def decode(kind: str, body: str) -> JournalRecord:
     return record_type(**values)
 
 
-def _plain(value: object) -> str:
+def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     raise TypeError(f"{value!r} has no place in a journal record")

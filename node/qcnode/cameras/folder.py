@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from qcnode.domain import Frame
 from qcnode.errors import CameraError, PictureError
-from qcnode.picture import SUFFIXES, decode_picture, read_bytes
+from qcnode.picture import SUFFIXES, read_bytes, unpack_picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ class FolderPictures:
 
 
 class FolderCamera:
-    """Gives each trigger the picture that is its own."""
+    """Gives each trigger the picture that is its own, no finer than `side` asks for just then."""
 
     def __init__(
         self,
@@ -74,11 +74,13 @@ class FolderCamera:
         name: str,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
+        side: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._pictures = pictures
         self._name = name
         self._now = now
         self._new_id = new_id
+        self._side = side
         self._closed = False
 
     def grab(self, trigger: Trigger) -> Frame:
@@ -93,7 +95,7 @@ class FolderCamera:
             )
         try:
             encoded = read_bytes(path)
-            pixels = decode_picture(encoded, name=str(path))
+            unpacked = unpack_picture(encoded, name=str(path), side=self._side())
         except PictureError as error:
             raise CameraError(str(error)) from error
         return Frame(
@@ -102,8 +104,9 @@ class FolderCamera:
             camera=self._name,
             name=self._pictures.name(path),
             captured_at=self._now(),
-            pixels=pixels,
+            pixels=unpacked.pixels,
             encoded=encoded,
+            size=unpacked.size,
         )
 
     def close(self) -> None:

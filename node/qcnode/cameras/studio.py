@@ -62,6 +62,17 @@ class RenderedPart:
     mask: Picture | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """How the camera sees: `brightness` as a share of the usual, `smear_px` along the belt."""
+
+    brightness: float = 1.0
+    smear_px: float = 0.0
+
+
+AS_USUAL = Seen()
+
+
 class Studio:
     """Everything that is drawn once, and the camera that looks at it.
 
@@ -78,7 +89,9 @@ class Studio:
         rows, columns = np.mgrid[-1.0 : 1.0 : HEIGHT * 1j, -1.0 : 1.0 : WIDTH * 1j]
         self._rows, self._columns = rows.astype(np.float32), columns.astype(np.float32)
 
-    def render(self, rng: np.random.Generator, defect: Defect | None) -> RenderedPart:
+    def render(
+        self, rng: np.random.Generator, defect: Defect | None, seen: Seen = AS_USUAL
+    ) -> RenderedPart:
         """Draw one part."""
         pose = _pose(rng)
         light = self._light(rng)
@@ -98,6 +111,8 @@ class Studio:
         scene = belt * (1.0 - 0.7 * shadow)
         scene += (sheet + metal * grain - scene) * plate
         scene *= light
+        if seen is not AS_USUAL:
+            _show(scene, seen)
         scene += noise * (1.0 + 0.008 * scene)
         pixels = cv2.merge(list(np.clip(scene, 0.0, 255.0).astype(np.uint8)))
         if flaw is None:
@@ -265,6 +280,16 @@ def _engraving() -> Plane:
 
 def _seen(sheet: Sheet, pose: NDArray[np.float64]) -> NDArray[Any]:
     return cv2.warpAffine(sheet, pose, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)
+
+
+def _show(scene: Plane, seen: Seen) -> None:
+    """Dim or brighten a scene, and smear it along the belt, before the sensor's noise is added."""
+    scene *= np.float32(seen.brightness)
+    width = round(seen.smear_px)
+    if width > 1:
+        kernel = np.full((1, width), 1.0 / width, np.float32)
+        for plane in scene:
+            plane[:] = cv2.filter2D(plane, -1, kernel)
 
 
 def _pose(rng: np.random.Generator) -> NDArray[np.float64]:

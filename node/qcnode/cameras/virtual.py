@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from qcnode.cameras.studio import DefectKind, Studio, draw_defect
+from qcnode.cameras.studio import AS_USUAL, Defect, DefectKind, Seen, Studio, draw_defect
 from qcnode.domain import Frame
 from qcnode.errors import CameraError
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from qcnode.cameras.studio import Defect, Picture, RenderedPart
+    from qcnode.cameras.studio import Picture, RenderedPart
     from qcnode.domain import Trigger
+    from qcnode.process import Conditions, VirtualProcess
 
 GOOD = "good"
 
@@ -31,12 +32,17 @@ class RenderedParts:
     """The parts that come down a belt, by their number on the line.
 
     Two objects with the same seed and share speak of the same parts, in whatever
-    order they are asked.
+    order they are asked. With a `process` the share is what it makes at its best, and how
+    a part is made and seen follows from how its knobs stood; a part that is defective with
+    all of them at their best is so wherever they stand.
     """
 
-    def __init__(self, *, seed: int, defect_share: float) -> None:
+    def __init__(
+        self, *, seed: int, defect_share: float, process: VirtualProcess | None = None
+    ) -> None:
         self._seed = seed
         self._defect_share = defect_share
+        self._process = process
         self._studio = Studio()
 
     def part(self, seq: int) -> tuple[str, str]:
@@ -47,13 +53,33 @@ class RenderedParts:
     def defect(self, seq: int) -> Defect | None:
         """Return what is wrong with the part."""
         rng = np.random.default_rng([self._seed, seq, 0])
+        if self._process is not None:
+            return _made_by(self._process.conditions(seq), rng, self._defect_share)
         if rng.random() >= self._defect_share:
             return None
         return draw_defect(rng, tuple(DefectKind))
 
     def render(self, seq: int) -> RenderedPart:
         """Return the part as the camera sees it, and the truth about it."""
-        return self._studio.render(np.random.default_rng([self._seed, seq, 1]), self.defect(seq))
+        seen = AS_USUAL
+        if self._process is not None:
+            made = self._process.conditions(seq)
+            seen = Seen(brightness=made.brightness, smear_px=made.smear_px)
+        rng = np.random.default_rng([self._seed, seq, 1])
+        return self._studio.render(rng, self.defect(seq), seen)
+
+
+def _made_by(made: Conditions, rng: np.random.Generator, share: float) -> Defect | None:
+    """Draw what is wrong with a part made under these conditions: of each kind on its own."""
+    kinds = tuple(DefectKind)
+    dice = rng.random(len(kinds))
+    lucky = [
+        (throw / chance, kind)
+        for throw, kind in zip(dice, kinds, strict=True)
+        if throw < (chance := made.chance(kind, share / len(kinds)))
+    ]
+    defect = draw_defect(rng, kinds)  # Drawn in any case, so its depth is that of any process.
+    return Defect(kind=min(lucky)[1], severity=defect.severity) if lucky else None
 
 
 class RenderedCamera:

@@ -6,22 +6,33 @@ import json
 import logging
 import time
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from qcnode.cli.scenario import print_scenario
 from qcnode.errors import DatasetError, SettingsError
 from qcnode.logs import configure_logs
 
 if TYPE_CHECKING:
+    from qcnode.demo import DemoOptions, Show
     from qcnode.main import Node
 
 DEMO_HOME = Path("qcnode-demo")
+PARTS = 240
+SHIFT_PARTS = 1_600
 PLAIN_EVERY_S = 2.0
 PICO = 1_000_000_000_000
+
+
+class Scenario(StrEnum):
+    """What may happen at the virtual line."""
+
+    DRIFT = "drift"
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +46,22 @@ def demo(
         Path | None,
         typer.Option(help="A data set in the MVTec AD layout; its test pictures come as parts."),
     ] = None,
-    parts: Annotated[int, typer.Option(min=1, help="Parts to send, at most.")] = 240,
+    scenario: Annotated[
+        Scenario | None,
+        typer.Option(help="A shift told three times, with nobody, a rule and an agent adjusting."),
+    ] = None,
+    line: Annotated[
+        Literal["virtual", "full"],
+        typer.Option(
+            help="full: with a broker, a PLC with the gate, a GigE camera and Sparkplug around it."
+        ),
+    ] = "virtual",
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"Parts to send, at most. [default: {PARTS}, in a scenario {SHIFT_PARTS}]"
+        ),
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option(min=0.1, help="Stop the belt after so many seconds.")
     ] = None,
@@ -48,6 +74,11 @@ def demo(
     accuracy: Annotated[
         float, typer.Option(min=0, max=1, help="How often the scripted provider is right.")
     ] = 0.95,
+    ask_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Ask about this share of parts, the most doubtful ones."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Other parts, order and answers.")] = 0,
     broker: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Mosquitto to send entries through.")
     ] = None,
@@ -61,21 +92,29 @@ def demo(
 
     Needs no set-up: line, camera, provider and billing server come along. The provider
     is scripted (a real HTTP server that knows the answers), and no LLM. Exits with 1 when
-    ledger and bill do not agree.
+    ledger and bill do not agree. With --scenario drift the machine drifts, and the same shift
+    is run with nobody, a rule and an agent adjusting it.
     """
-    from qcnode.demo import DemoOptions, Show, run_demo
+    from qcnode.demo import DemoOptions, Show
 
+    if line == "full" and (data is not None or scenario is not None or broker is not None):
+        raise SettingsError(
+            "--line full renders its parts and starts its broker: leave --data,"
+            " --scenario and --broker out"
+        )
     configure_logs(level=logging.ERROR)
     if data is not None and not data.is_dir():
         raise DatasetError(f"{data}: no such folder; give one with train/good and test/ in it")
     options = DemoOptions(
-        home=home or _new_home(data),
+        home=home or _new_home(data, scenario),
         data=data,
-        parts=parts,
+        parts=parts or (PARTS if scenario is None else SHIFT_PARTS),
         seconds=seconds,
         panel_port=panel_port,
         billing_port=billing_port,
         accuracy=accuracy,
+        ask_share=ask_share,
+        seed=seed,
         broker=None if broker is None else _host_and_port(broker),
         billing_url=billing_url,
         keep=keep,
@@ -84,19 +123,42 @@ def demo(
     shown = _Terminal(console) if console.is_terminal else _Log(console)
     try:
         show = Show(say=shown.say, teaching=shown.teaching, running=shown.running)
-        summary = run_demo(options, show)
+        summary = _run(options, show, line) if scenario is None else _shifts(options, show)
     finally:
         shown.close()
     if as_json:
         typer.echo(json.dumps(summary))
+    elif scenario is not None:
+        print_scenario(summary)
     else:
         _print(summary)
-    if not (summary["ledger"]["verified"] and summary["billing"]["matches"]):
+    agrees = scenario is not None or (
+        summary["ledger"]["verified"]
+        and summary["billing"]["matches"]
+        and summary.get("line", {}).get("agrees", True)
+    )
+    if not agrees:
         raise typer.Exit(1)
 
 
-def _new_home(data: Path | None) -> Path:
-    name = "virtual" if data is None else data.resolve().name
+def _run(options: DemoOptions, show: Show, line: str) -> dict[str, Any]:
+    from qcnode.demo import run_demo
+
+    if line == "virtual":
+        return run_demo(options, show)
+    from qcnode.line_demo import FullLine
+
+    return run_demo(options, show, FullLine(options.home))
+
+
+def _shifts(options: DemoOptions, show: Show) -> dict[str, Any]:
+    from qcnode.scenario import run_scenario
+
+    return run_scenario(options, show)
+
+
+def _new_home(data: Path | None, scenario: Scenario | None) -> Path:
+    name = scenario or ("virtual" if data is None else data.resolve().name)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return DEMO_HOME / f"{name}-{stamp}"
 
@@ -206,13 +268,18 @@ def _print(summary: dict[str, Any]) -> None:
             f"{tokens['input']} in, {tokens['output']} out, in {summary['attempts']} attempts"
             f" ({summary['indeterminate']} indeterminate)"
         ),
+        "streams": _streams(summary["agent"]),
         "spared": _spared(summary),
+        "errors": _errors(summary["agent"]),
+        "worth": _worth(summary["agent"]),
+        "naive": _naive(summary["agent"]["naive"]),
         "cost": _money(summary["cost_pico"]) + _held(summary["held_pico"]),
         "ledger": (
             f"{ledger['entries']} entries, chain {'verified' if ledger['verified'] else 'BROKEN'}"
         ),
         "bill": f"{billing['entries']} entries, {_money(billing['cost_pico'])}: {matches}",
         "provider": summary["provider"],
+        **_line(summary.get("line")),
     }
     for name, words in rows.items():
         typer.echo(f"{name:<10}{words}")
@@ -223,6 +290,32 @@ def _print(summary: dict[str, Any]) -> None:
         typer.echo(
             f"              qcnode billing invoice --tenant demo --url sqlite:///{home}/billing.db"
         )
+
+
+def _line(line: dict[str, Any] | None) -> dict[str, str]:
+    """Say what each of those around the node saw."""
+    if line is None:
+        return {}
+    plc, tags = line["plc"], line["sparkplug"]
+    if not plc:
+        return {"plc": "was ended before its last part"}
+    gate = ", ".join(f"{action} {count}" for action, count in plc["gate"].items())
+    why = ", ".join(f"{count} {name}" for name, count in plc["defaults"].items()) or "none"
+    off = plc["gate_off_pulses"] or {"p50": 0, "max": 0}
+    agrees = "" if line["agrees"] else "; THE COUNTS DO NOT AGREE"
+    return {
+        "triggers": f"{line['triggers']} by the PLC = {line['judged_or_faulted']} verdicts and"
+        f" faults{agrees}",
+        "plc": f"{plc['results']} results taken, {plc['skipped']} skipped, {plc['repeated']}"
+        f" repeated, {plc['late']} too late",
+        "gate": f"{gate}; at the default: {why}; {plc['unverified']} not verified; moved"
+        f" {off['p50']} pulses past the part's place (max {off['max']})",
+        "sparkplug": f"{tags['NBIRTH']} NBIRTH, {tags['DBIRTH']} DBIRTH, {tags['NDATA']} NDATA,"
+        f" {tags['DDATA']} DDATA, {tags['unreadable']} unreadable; Counters/Inspected"
+        f" {tags['inspected_tag']}",
+        "mqtt": f"{tags['mqtt_verdicts']} verdicts heard",
+        "camera": f"GigE Vision in software, opened {line['camera']['opened']} time(s)",
+    }
 
 
 def _parts(summary: dict[str, Any]) -> str:
@@ -259,6 +352,39 @@ def _spared(summary: dict[str, Any]) -> str:
         return "nothing was asked"
     used = sum(summary["tokens"].values())
     return f"about {everything - used} of the {everything} tokens that asking about all would take"
+
+
+def _streams(agent: dict[str, Any]) -> str:
+    words = ", ".join(f"{count} {name}" for name, count in agent["tokens"].items())
+    return f"{words}; {agent['tokens_per_1000_parts'] or 0} for 1,000 parts"
+
+
+def _errors(agent: dict[str, Any]) -> str:
+    if not agent["parts"]:
+        return "nothing is known of these parts"
+    alone, ruled = agent["wrong_alone"], agent["wrong_with_agent"]
+    return (
+        f"node alone {alone} of {agent['parts']} wrong ({alone / agent['parts']:.2%}), with the"
+        f" agent {ruled} ({ruled / agent['parts']:.2%}); {agent['ruled']} parts ruled on,"
+        f" {agent['wrong_if_every_ruling_were_right']} wrong had all of these been right"
+    )
+
+
+def _worth(agent: dict[str, Any]) -> str:
+    words = f"{agent['errors_avoided']} errors avoided, {agent['errors_made']} made"
+    each = agent["cost_pico_per_error_avoided"]
+    return f"{words}; {_money(each)} for each one less" if each else words
+
+
+def _naive(naive: dict[str, Any] | None) -> str:
+    if naive is None:
+        return "nothing was asked"
+    return (
+        f"the same questions with whole pictures: {naive['tokens']} tokens;"
+        f" saved {naive['tokens_saved']} ({naive['share_saved']:.1%}),"
+        f" {_money(naive['cost_saved_pico'])}; {naive['tokens_for_every_part']} had every part"
+        " been asked about so"
+    )
 
 
 def _money(pico: dict[str, int]) -> str:

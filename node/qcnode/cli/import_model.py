@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qcmodels.data import Sample
-    from qcnode.manifest import GoldenFrame, LimitPromise, ModelManifest, PictureNorm
+    from qcnode.manifest import GoldenFrame, LimitPromise, MarkNorm, ModelManifest, PictureNorm
     from qcnode.runtime.foreign import Foreign, Golden, Match, Wanted
 
 MODEL_FILE = "model.onnx"
@@ -234,8 +234,14 @@ class _Parts:
     def __init__(
         self, model: bytes, dataset: Path | None, name: str, *, alpha: float, escape_alpha: float
     ) -> None:
-        from qcmodels.calibrate import PICTURES_MAX, Calibration, calibrate, normal_pictures
-        from qcmodels.data import open_dataset, read_sample
+        from qcmodels.calibrate import (
+            PICTURES_MAX,
+            Calibration,
+            calibrate,
+            normal_marks,
+            normal_pictures,
+        )
+        from qcmodels.data import as_kept, open_dataset, read_sample
         from qcnode.runtime.session import open_session
 
         self.name = name
@@ -243,12 +249,13 @@ class _Parts:
         bad: tuple[Sample, ...] = ()
         self.labels: tuple[str, ...] = ("good",)
         self.pictures: PictureNorm | None
+        self.marks: MarkNorm | None = None
         if dataset is not None:
             data = open_dataset(dataset)
             good, bad, self.labels = data.train_good, data.train_defects, data.labels
         session = open_session(model)
-        self.good = [_judge(session, read_sample(sample))[0] for sample in good]
-        self.bad = [_judge(session, read_sample(sample))[0] for sample in bad]
+        self.good = [_judge(session, read_sample(sample, side=None).pixels)[0] for sample in good]
+        self.bad = [_judge(session, read_sample(sample, side=None).pixels)[0] for sample in bad]
         self.digest = _digest((*good, *bad), dataset)
         if not good:
             # Everything is asked about until limits are earned: nothing is typed in.
@@ -267,7 +274,10 @@ class _Parts:
             pass_share=_PASS_SHARE,
             prevalence=_PREVALENCE,
         )
-        self.pictures = normal_pictures(read_sample(one) for one in good[:PICTURES_MAX])
+        self.marks = normal_marks(as_kept(one) for one in good)
+        self.pictures = normal_pictures(
+            read_sample(one, side=None).pixels for one in good[:PICTURES_MAX]
+        )
 
 
 def _none_yet(alpha: float, what: str) -> LimitPromise:
@@ -341,6 +351,7 @@ def _manifest(
         defect_scores=tuple(sorted(parts.bad)),
         calibration_sha256=digest_scores(parts.good, parts.bad),
         pictures=parts.pictures,
+        marks=parts.marks,
         golden=frames,
         golden_tolerance=_GOLDEN_TOLERANCE,
         files=list_files(contents),

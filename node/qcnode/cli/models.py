@@ -61,6 +61,15 @@ def teach(
     pass_share: Annotated[
         float, typer.Option(help="At most this share of good parts passes unasked.")
     ] = 0.9,
+    ask_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Limits of least error that ask about so many parts; no promises."
+        ),
+    ] = None,
+    prevalence: Annotated[
+        float, typer.Option(min=0, max=1, help="The share of parts that are defective, in tables.")
+    ] = 0.02,
     family: Annotated[
         str | None,
         typer.Option(help="Teach this way (gaussian, memory, labelled) instead of the best."),
@@ -89,6 +98,8 @@ def teach(
                 alpha=alpha,
                 escape_alpha=escape_alpha,
                 pass_share=pass_share,
+                ask_share=ask_share,
+                prevalence=prevalence,
                 family=family,
                 normals_only=normals_only,
             ),
@@ -291,12 +302,12 @@ def _advice(manifest: ModelManifest) -> list[str]:
             f"{_count(more, 'good picture')} left aside, as copies of others or beyond what is "
             "taught at most"
         )
-    if manifest.reject_from.guarantee is None:
+    if manifest.reject_from.guarantee is None and manifest.reject_from.needed:
         advice.append(
             f"put {_count(manifest.reject_from.needed, 'more picture')} into train/good "
             "to let the node reject by itself, or raise --alpha"
         )
-    if manifest.accept_below.guarantee is None:
+    if manifest.accept_below.guarantee is None and manifest.accept_below.needed:
         advice.append(
             f"label {_count(manifest.accept_below.needed, 'more defect')} in train/<kind> for a "
             "promise on escapes; until then let a person check a random share of the passed parts"

@@ -1,6 +1,7 @@
-"""`qcnode replay`: what would have been, over what is on record. Nothing is asked again.
+"""`qcnode replay`: what would have been, over what is on record.
 
-So far it replays escalations at other prices.
+It replays escalations at other prices, and shown in other ways. Nothing is asked again
+unless somebody says so.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from qcnode.books.budgets import Budget
     from qcnode.books.repricing import Asked, Line, Overrun, Recorded
     from qcnode.money import Cost
+    from qcnode.settings import Settings
 
 _PAGE = 1_000
 _BAR_WIDTH = 36
@@ -72,21 +74,53 @@ def replay(
             help="As if PROVIDER/MODEL had been asked with as many tokens; it may count others.",
         ),
     ] = None,
+    packings: Annotated[
+        bool,
+        typer.Option("--packings", help="Compare ways to show the parts, by what they cost."),
+    ] = False,
+    formula: Annotated[
+        list[str] | None,
+        typer.Option(help="With --packings: a formula of tokens, or FORMULA=PROVIDER/MODEL."),
+    ] = None,
+    golden: Annotated[
+        Path | None, typer.Option(help="With --packings: a good part. [default: the release's]")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="With --packings: no more than the newest N parts.")
+    ] = 200,
+    ask: Annotated[
+        bool,
+        typer.Option("--ask", help="With --packings: ask the provider of the settings, and pay."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what recorded escalations would have cost at other prices or at cheaper hours.
+    """Say what recorded escalations would have cost at other prices, hours, or shown otherwise.
 
-    Reads the ledger and changes nothing. Answers without a price in the other book are
-    counted and never taken as free; budgets come from the node's configuration.
+    Reads the books and changes nothing. Answers without a price in the other book are
+    counted and never taken as free; budgets come from the node's configuration. With
+    --packings --ask every part is put to the provider in each way, metered in a ledger of
+    its own beside that of the node, and what it answers is held against what is known.
     """
     from qcbridge.prices import open_book
     from qcnode.settings import load_settings
 
     if not escalations:
         raise typer.BadParameter("say what to replay: --escalations")
+    settings = None if config is None else load_settings(config)
+    if packings:
+        _packings(
+            home,
+            settings,
+            prices,
+            formula=formula,
+            golden=golden,
+            limit=limit,
+            ask=ask,
+            as_json=as_json,
+        )
+        return
     if not prices:
         raise typer.BadParameter("say by which prices: --prices FILE")
-    settings = None if config is None else load_settings(config)
     zone = zone or (settings.node.timezone if settings is not None else "UTC")
     place, instead = _zone(zone), _elsewhere(elsewhere)
     if home is not None and db is not None:
@@ -118,6 +152,43 @@ def replay(
         typer.echo(json.dumps(said))
         return
     for line in _lines(said):
+        typer.echo(line)
+
+
+def _packings(
+    home: Path | None,
+    settings: Settings | None,
+    prices: list[Path] | None,
+    *,
+    formula: list[str] | None,
+    golden: Path | None,
+    limit: int,
+    ask: bool,
+    as_json: bool,
+) -> None:
+    from qcbridge.prices import open_book
+    from qcnode.cli.packings import counted, lines, replay_packings
+    from qcnode.settings import Settings
+
+    if prices is not None and len(prices) > 1:
+        raise typer.BadParameter("one price book at a time: give --prices once with --packings")
+    if ask and settings is None:
+        raise typer.BadParameter("say whom to ask: --config FILE")
+    if settings is not None and home is None:
+        home = settings.node.home
+    said = replay_packings(
+        home or Path(os.environ.get("QCNODE_HOME") or "qcnode-home"),
+        Settings() if settings is None else settings,
+        wanted=[counted(text) for text in formula or ()],
+        book=open_book(prices[0]) if prices else None,
+        golden=golden,
+        limit=limit,
+        ask=ask,
+    )
+    if as_json:
+        typer.echo(json.dumps(said))
+        return
+    for line in lines(said):
         typer.echo(line)
 
 

@@ -22,6 +22,7 @@ import structlog
 
 from qcnode.domain import Escalation, Fault, Inspection, Ruling
 from qcnode.errors import JournalUnavailableError, LineUnavailableError
+from qcnode.lines.commands import AT_ONCE
 from qcnode.lines.messages import (
     Alarm,
     Alarms,
@@ -159,6 +160,8 @@ class Announcer:
         self._monotonic_s = monotonic_s
         self._jitter = jitter
         self._inbox: asyncio.Queue[Message] = asyncio.Queue(COMMANDS_MAX)
+        self._urgent: asyncio.Queue[Message] = asyncio.Queue(COMMANDS_MAX)
+        """What stops something waits behind nothing else."""
         self._readers = (
             _Reader(kind="verdict", of=(Inspection, Fault), life_s=DAY_S),
             _Reader(kind="escalation", of=(Escalation,), life_s=DAY_S),
@@ -219,8 +222,9 @@ class Announcer:
 
     def took(self, message: Message) -> None:
         """Take a command in line; beyond the bound the sender hears nothing and may repeat it."""
+        urgent = self._topics.command_of(message.topic) in AT_ONCE
         with contextlib.suppress(asyncio.QueueFull):
-            self._inbox.put_nowait(message)
+            (self._urgent if urgent else self._inbox).put_nowait(message)
 
     def refused(self, words: str) -> None:
         """Say that commands cannot be heard."""
@@ -235,7 +239,7 @@ class Announcer:
         async with asyncio.TaskGroup() as tasks:
             speaking = [
                 tasks.create_task(self._until_lost(speak, link))
-                for speak in (self._beat, self._tell_states, self._answer)
+                for speak in (self._beat, self._tell_states, self._answer, self._stop_at_once)
             ]
             try:
                 await self._until_lost(self._tell_events, link)
@@ -280,8 +284,14 @@ class Announcer:
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _answer(self, link: Link) -> None:
+        await self._answer_from(self._inbox, link)
+
+    async def _stop_at_once(self, link: Link) -> None:
+        await self._answer_from(self._urgent, link)
+
+    async def _answer_from(self, inbox: asyncio.Queue[Message], link: Link) -> None:
         while True:
-            message = await self._inbox.get()
+            message = await inbox.get()
             name = self._topics.command_of(message.topic)
             if name is None or self._commands is None:
                 continue

@@ -4,7 +4,8 @@ Whether it came over MQTT or Sparkplug, a command is refused when it was retaine
 one), cannot be read, is out of its time, or its role may not; each is on record either way.
 The broker's access rules say who may write to which command's topic; the role in the
 command is what that person acts as, and is held against `actors` where there are any. The
-same id again gets the same answer and does nothing.
+same id again gets the same answer and does nothing. A command that stops something waits
+for no other and for no disk: it is done first and put on record then.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ SKEW_S: Final = 5
 """By how much the sender's clock may be ahead of ours."""
 CARRY_OUT_S: Final = 10.0
 SHOWN_MAX: Final = 500
+AT_ONCE: Final = ("kill",)
+"""Commands that are done before they are on record; doing them twice changes nothing."""
 
 
 class Row(Protocol):
@@ -110,29 +113,53 @@ class CommandPath:
 
     async def take(self, name: str, payload: bytes, *, retained: bool, way: str) -> Reply:
         """Weigh a command, carry it out when it may be, and return the answer."""
+        if name in AT_ONCE:
+            return await self._take_at_once(name, payload, retained=retained, way=way)
         async with self._turn:
-            try:
-                return await self._take(name, payload, retained=retained, way=way)
-            except JournalUnavailableError as error:
-                # What cannot be put on record is not done.
-                log.warning("command not recorded, so not done", command=name, why=str(error))
-                return self._reply(None, name, "rejected", "it cannot be put on record")
+            return await self._recorded(name, payload, retained=retained, way=way)
+
+    async def _recorded(self, name: str, payload: bytes, *, retained: bool, way: str) -> Reply:
+        try:
+            return await self._take(name, payload, retained=retained, way=way)
+        except JournalUnavailableError as error:
+            # What cannot be put on record is not done.
+            log.warning("command not recorded, so not done", command=name, why=str(error))
+            return self._reply(None, name, "rejected", "it cannot be put on record")
+
+    async def _take_at_once(self, name: str, payload: bytes, *, retained: bool, way: str) -> Reply:
+        try:
+            command = self._weigh(name, payload, retained=retained)
+        except _RefusedError:
+            async with self._turn:
+                return await self._recorded(name, payload, retained=retained, way=way)
+        status, reason = await self._carry_out(name, command)
+        log.warning("command", command=name, actor=command.actor, status=status, reason=reason)
+        body = payload.decode("utf-8", "backslashreplace")
+        try:
+            known = await asyncio.to_thread(self._begin, name, command, way=way, body=body)
+            if known is None:
+                await asyncio.to_thread(self._book.end, command.id, status=status, reason=reason)
+        except JournalUnavailableError as error:
+            log.warning("command done and not recorded", command=name, why=str(error))
+        return self._reply(command.id, name, status, reason)
+
+    def _begin(self, name: str, command: Command, *, way: str, body: str) -> Row | None:
+        return self._book.begin(
+            command_id=command.id,
+            at=stamp(self._now()),
+            name=name,
+            actor=command.actor,
+            role=command.role,
+            way=way,
+            body=body,
+        )
 
     async def _take(self, name: str, payload: bytes, *, retained: bool, way: str) -> Reply:
         shown = payload[:SHOWN_MAX].decode("utf-8", "backslashreplace")
         whole = payload[:COMMAND_BYTES_MAX].decode("utf-8", "backslashreplace")
         try:
             command = self._weigh(name, payload, retained=retained)
-            known = await asyncio.to_thread(
-                self._book.begin,
-                command_id=command.id,
-                at=stamp(self._now()),
-                name=name,
-                actor=command.actor,
-                role=command.role,
-                way=way,
-                body=whole,
-            )
+            known = await asyncio.to_thread(self._begin, name, command, way=way, body=whole)
             if known is not None:
                 return self._again(name, command.id, known, whole)
         except _RefusedError as refusal:

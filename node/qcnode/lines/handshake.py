@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from qcnode.domain import Action, Verdict
+    from qcnode.domain import Action, Disposition, Verdict
 
 RESULTS: Final = 32_768
 BUFFERS: Final = 10
@@ -23,12 +23,16 @@ BUFFERS: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One part's result; without an `action` the gate takes its default."""
+    """One part's result; without an `action` the gate takes its default.
+
+    With a `disposition` it is of a part that was diverted before, and is for whoever has it.
+    """
 
     seq: int
     verdict: Verdict | None
     action: Action | None
     latency_us: int
+    disposition: Disposition | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,15 @@ class Shown:
     overrun: bool
     lost: int
     buffers_left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """How the node is, as the PLC is shown it."""
+
+    ready: bool
+    running: bool
+    inspecting: bool
 
 
 class Handshake:
@@ -59,13 +72,18 @@ class Handshake:
         self._buffering = False
         self._reset = False
 
-    def put(self, result: Result) -> None:
-        """Hand over a result, which is shown when its turn comes."""
+    def put(self, result: Result) -> bool:
+        """Hand over a result, which is shown when its turn comes; False: it is lost."""
         if len(self._waiting) >= self._room():
             self._overrun, self._lost = True, self._lost + 1
-            return
+            return False
         self._waiting.append(result)
         self._show_next()
+        return True
+
+    def clear(self) -> None:
+        """Take back what was not shown yet: nobody is to act on it any more."""
+        self._waiting.clear()
 
     def said(self, *, ack: bool, buffering: bool, reset: bool) -> None:
         """Take what the PLC wrote."""

@@ -180,6 +180,16 @@ class RuleCommand(Command, frozen=True, kw_only=True, forbid_unknown_fields=True
     reason: Text = ""
 
 
+class KillCommand(Command, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Stop something at once: `all`, `line`, `agent:NAME` or `provider:NAME`.
+
+    It is done before it is put on record, and cannot be undone from here.
+    """
+
+    scope: Annotated[str, msgspec.Meta(min_length=1, max_length=80)] = "all"
+    reason: Text = ""
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a command; `id` is null when it could not be read."""
 
@@ -195,6 +205,7 @@ COMMANDS: Final[dict[str, tuple[type[Command], tuple[Role, ...]]]] = {
     "ping": (PingCommand, ("viewer", "operator", "engineer")),
     "refresh": (RefreshCommand, ("viewer", "operator", "engineer")),
     "rule": (RuleCommand, ("operator", "engineer")),
+    "kill": (KillCommand, ("operator", "engineer")),
 }
 """What is sent to each command's topic, and who may."""
 

@@ -1,34 +1,38 @@
 """The Modbus TCP server a PLC reads results from, by the handshake of `handshake.py`.
 
-Nothing outside the register map can be read or written, no other function is answered than
-reading and writing holding registers, and what the PLC writes is checked bit by bit: a
-write that is refused changes nothing. Modbus knows neither users nor secrets, so the
-network it is on is its only fence. Results are read from the journal as they become
-durable; one older than `STALE_S` is of no use to a gate and is not shown.
+`RegisterServer` is the server itself: nothing outside the register map can be read or
+written, no other function is answered than reading and writing holding registers, and what
+the PLC writes is checked bit by bit: a write that is refused changes nothing. Modbus knows
+neither users nor secrets, so the network it is on is its only fence.
+
+`ModbusResults` shows results of a line that is driven otherwise: they are read from the
+journal as they become durable; one older than `STALE_S` is of no use to a gate and is not
+shown. `plc.PlcLine` is the line itself on the same server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
-from qcnode.domain import Action, Fault, FaultKind, Inspection, Verdict
+from qcnode.domain import Action, Disposition, Fault, FaultKind, Inspection, Verdict
 from qcnode.errors import JournalUnavailableError, LineUnavailableError
 from qcnode.lines.handshake import Handshake, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Future
     from datetime import datetime
 
     from qcnode.domain import JournalRecord
     from qcnode.health import HealthBoard
+    from qcnode.lines.handshake import NodeStatus, Shown
     from qcnode.lines.registers import RegisterMap
 
 COMPONENT = "modbus"
@@ -49,6 +53,12 @@ VERDICTS: Final = {
     Verdict.UNDEFINED: 4,
 }
 ACTIONS: Final = {None: 0, Action.ACCEPT: 1, Action.REJECT: 2, Action.DIVERT: 3}
+DISPOSITIONS: Final = {
+    None: 0,
+    Disposition.RELEASE: 1,
+    Disposition.SCRAP: 2,
+    Disposition.REWORK: 3,
+}
 
 
 class ResultSource(Protocol):
@@ -67,17 +77,12 @@ class ResultSource(Protocol):
         """Have `listener` called, from another thread, after each group is durable."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeStatus:
-    """How the node is, as the PLC is shown it."""
+class RegisterServer:
+    """Serves the register map on `host` and `port`, and keeps one handshake.
 
-    ready: bool
-    running: bool
-    inspecting: bool
-
-
-class ModbusResults:
-    """Serves the register map on `host` and `port` until cancelled."""
+    `wrote` is told, in the server's loop, every register the PLC writes as it then stands.
+    `put`, `shown` and `plc_silent` may be called by any thread.
+    """
 
     def __init__(
         self,
@@ -85,51 +90,36 @@ class ModbusResults:
         port: int,
         *,
         registers: RegisterMap,
-        journal: ResultSource,
         status: Callable[[], NodeStatus],
         config_checksum: int,
-        health: HealthBoard,
-        now: Callable[[], datetime],
         monotonic_s: Callable[[], float],
+        wrote: Callable[[Mapping[str, int]], None] = lambda _inputs: None,
     ) -> None:
         self._host = host
         self._port = port
         self._registers = registers
-        self._journal = journal
         self._status = status
         self._config_checksum = (config_checksum ^ registers.checksum) & WORD
-        self._health = health
-        self._now = now
         self._monotonic_s = monotonic_s
+        self._wrote = wrote
+        self._lock = threading.Lock()
         self._handshake = Handshake()
-        self._news = asyncio.Event()
         self._beats = 0
-        self._inputs = dict.fromkeys((register.name for register in registers.inputs()), 0)
+        self._reads = 0
         self._plc_seen_s = -PLC_SILENT_S
+        self._words = {
+            register.address + word: 0
+            for register in registers.inputs()
+            for word in range(register.size)
+        }
         self._known_bits = {
             register.address: sum(1 << bit.bit for bit in register.bits)
             for register in registers.inputs()
             if register.bits
         }
 
-    async def run(self) -> None:
-        """Serve until this task is cancelled; an address in use is tried again."""
-        loop = asyncio.get_running_loop()
-
-        def wake() -> None:
-            # The journal's thread may outlive this loop.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._news.set)
-
-        self._journal.add_listener(wake)
-        while True:
-            try:
-                await self._serve()
-            except LineUnavailableError as error:
-                self._health.report(COMPONENT, ok=False, words=str(error))
-                await asyncio.sleep(RETRY_S)
-
-    async def _serve(self) -> None:
+    async def run(self, listening: Callable[[], None]) -> None:
+        """Serve until cancelled; raises `LineUnavailableError` where it cannot listen."""
         server = ModbusTcpServer(self._device(), address=(self._host, self._port))
         try:
             await server.serve_forever(background=True)
@@ -137,47 +127,38 @@ class ModbusResults:
             raise LineUnavailableError(
                 f"Modbus cannot listen on {self._host}:{self._port} ({error}): set modbus.port"
             ) from error
-        self._health.report(COMPONENT, ok=True, words=f"listens on {self._host}:{self._port}")
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._beat())
-                await self._take_results()
+            listening()
+            while True:
+                if self._status().running:
+                    self._beats = (self._beats + 1) & WORD
+                await asyncio.sleep(BEAT_S)
         finally:
             await server.shutdown()  # type: ignore[no-untyped-call]  # as pymodbus has it
 
-    async def _beat(self) -> None:
-        while True:
-            if self._status().running:
-                self._beats = (self._beats + 1) & WORD
-            await asyncio.sleep(BEAT_S)
+    def put(self, result: Result) -> bool:
+        """Hand a result to the PLC; False: it was too slow, and this one is lost."""
+        with self._lock:
+            return self._handshake.put(result)
 
-    async def _take_results(self) -> None:
-        """Put each part's result before the PLC as soon as it is on record."""
-        mark = await asyncio.to_thread(self._journal.cursor, READER)
-        while True:
-            self._news.clear()
-            try:
-                records = await asyncio.to_thread(self._journal.read, mark, READ_MAX)
-            except JournalUnavailableError:
-                records = []  # The journal says so itself, and will be read again.
-            for seq, record in records:
-                mark = seq
-                if isinstance(record, Inspection | Fault):
-                    self._put(record)
-            if records:
-                with contextlib.suppress(JournalUnavailableError):
-                    self._journal.advance(READER, mark)
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT_S):
-                    await self._news.wait()
+    def shown(self) -> Shown:
+        """Return what the PLC reads of the handshake now."""
+        with self._lock:
+            return self._handshake.shown()
 
-    def _put(self, record: Inspection | Fault) -> None:
-        if isinstance(record, Fault) and record.kind is FaultKind.INTERRUPTED:
-            return  # Found out at the next start: the part has long met the gate's default.
-        at = record.captured_at if isinstance(record, Inspection) else record.at
-        if (self._now() - at).total_seconds() <= STALE_S:
-            self._handshake.put(_result(record))
+    def clear(self) -> None:
+        """Take back every result that was not shown yet."""
+        with self._lock:
+            self._handshake.clear()
+
+    def plc_silent(self) -> bool:
+        """Say whether PlcHeartbeat has stood for a second."""
+        return self._monotonic_s() - self._plc_seen_s >= PLC_SILENT_S
+
+    @property
+    def reads(self) -> int:
+        """How often the node's own registers were read so far."""
+        return self._reads
 
     # -- registers --------------------------------------------------------------------------
 
@@ -205,34 +186,52 @@ class ModbusResults:
         for at, value in self._values().items():
             if address <= at < address + count:
                 registers[at - start] = value
+        self._reads += 1
         return None
 
     def _write(self, address: int, values: list[int]) -> ExcCodes | None:
         wanted = dict(enumerate(values, start=address))
-        names = {register.address: register.name for register in self._registers.inputs()}
-        if not wanted.keys() <= names.keys():
+        if not wanted.keys() <= self._words.keys():
             return ExcCodes.ILLEGAL_ADDRESS
+        for register in self._registers.inputs():
+            own = [register.address + word for word in range(register.size)]
+            # One half of a number is another number.
+            if any(at in wanted for at in own) and not all(at in wanted for at in own):
+                return ExcCodes.ILLEGAL_ADDRESS
         for at, value in wanted.items():
             if at in self._known_bits and value & ~self._known_bits[at]:
                 return ExcCodes.ILLEGAL_VALUE
-        for at, value in wanted.items():
-            if names[at] == "PlcHeartbeat" and value != self._inputs["PlcHeartbeat"]:
-                self._plc_seen_s = self._monotonic_s()
-            self._inputs[names[at]] = value
-        self._handshake.said(
-            ack=self._asks("ResultsAck"),
-            buffering=self._asks("BufferEnable"),
-            reset=self._asks("ResetFault"),
-        )
+        beat = self._registers["PlcHeartbeat"].address
+        if wanted.get(beat, self._words[beat]) != self._words[beat]:
+            self._plc_seen_s = self._monotonic_s()
+        self._words.update(wanted)
+        inputs = self._inputs()
+        with self._lock:
+            self._handshake.said(
+                ack=self._asks(inputs, "ResultsAck"),
+                buffering=self._asks(inputs, "BufferEnable"),
+                reset=self._asks(inputs, "ResetFault"),
+            )
+        self._wrote(inputs)
         return None
 
-    def _asks(self, name: str) -> bool:
+    def _inputs(self) -> dict[str, int]:
+        """Return what the PLC wrote, by name."""
+        found = {}
+        for register in self._registers.inputs():
+            value = self._words[register.address]
+            if register.size > 1:
+                value = value << 16 | self._words[register.address + 1]
+            found[register.name] = value
+        return found
+
+    def _asks(self, inputs: Mapping[str, int], name: str) -> bool:
         bit = next(bit.bit for bit in self._registers["Control"].bits if bit.name == name)
-        return bool(self._inputs["Control"] >> bit & 1)
+        return bool(inputs["Control"] >> bit & 1)
 
     def _values(self) -> dict[int, int]:
         """Return every output register as it is now, by address."""
-        shown, status = self._handshake.shown(), self._status()
+        shown, status = self.shown(), self._status()
         result = shown.result
         error = 0 if status.ready and status.running else 1 if status.running else 2
         values: dict[str, int] = {
@@ -247,6 +246,7 @@ class ModbusResults:
             "LostResults": shown.lost & WORD,
             "ErrorCode": error,
             "ConfigChecksum": self._config_checksum,
+            "Disposition": 0 if result is None else DISPOSITIONS[result.disposition],
         }
         flags: dict[str, Any] = {
             "TriggerReady": error == 0,
@@ -256,7 +256,7 @@ class ModbusResults:
             "ResultsBufferOverrun": shown.overrun,
             "JobPass": result is not None and result.action is Action.ACCEPT,
             "Fault": error != 0,
-            "PlcSilent": self._monotonic_s() - self._plc_seen_s >= PLC_SILENT_S,
+            "PlcSilent": self.plc_silent(),
         }
         found: dict[int, int] = {}
         for register in self._registers.outputs():
@@ -270,6 +270,87 @@ class ModbusResults:
                 found[register.address] = values[register.name] >> 16
                 found[register.address + 1] = values[register.name] & WORD
         return found
+
+
+class ModbusResults:
+    """Serves the register map with the journal's results until cancelled."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        registers: RegisterMap,
+        journal: ResultSource,
+        status: Callable[[], NodeStatus],
+        config_checksum: int,
+        health: HealthBoard,
+        now: Callable[[], datetime],
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._where = f"{host}:{port}"
+        self._journal = journal
+        self._health = health
+        self._now = now
+        self._news = asyncio.Event()
+        self._server = RegisterServer(
+            host,
+            port,
+            registers=registers,
+            status=status,
+            config_checksum=config_checksum,
+            monotonic_s=monotonic_s,
+        )
+
+    async def run(self) -> None:
+        """Serve until this task is cancelled; an address in use is tried again."""
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            # The journal's thread may outlive this loop.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._news.set)
+
+        self._journal.add_listener(wake)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._take_results())
+            while True:
+                try:
+                    await self._server.run(self._tell_listening)
+                except LineUnavailableError as error:
+                    self._health.report(COMPONENT, ok=False, words=str(error))
+                    await asyncio.sleep(RETRY_S)
+
+    def _tell_listening(self) -> None:
+        self._health.report(COMPONENT, ok=True, words=f"listens on {self._where}")
+
+    async def _take_results(self) -> None:
+        """Put each part's result before the PLC as soon as it is on record."""
+        mark = await asyncio.to_thread(self._journal.cursor, READER)
+        while True:
+            self._news.clear()
+            try:
+                records = await asyncio.to_thread(self._journal.read, mark, READ_MAX)
+            except JournalUnavailableError:
+                records = []  # The journal says so itself, and will be read again.
+            for seq, record in records:
+                mark = seq
+                if isinstance(record, Inspection | Fault):
+                    self._put(record)
+            if records:
+                with contextlib.suppress(JournalUnavailableError):
+                    self._journal.advance(READER, mark)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await self._news.wait()
+
+    def _put(self, record: Inspection | Fault) -> None:
+        if isinstance(record, Fault) and record.kind is FaultKind.INTERRUPTED:
+            return  # Found out at the next start: the part has long met the gate's default.
+        at = record.captured_at if isinstance(record, Inspection) else record.at
+        if (self._now() - at).total_seconds() <= STALE_S:
+            self._server.put(_result(record))
 
 
 def _result(record: Inspection | Fault) -> Result:

@@ -203,12 +203,17 @@ def _structured_text(registers: RegisterMap) -> str:
     return "\n".join(lines) + "\n"
 
 
+# Words of the language that are no names in it.
+_ST_NAMES: Final = {"Action": "GateAction"}
+
+
 def _st_members(register: Register) -> list[str]:
     kind = "UDINT" if register.type == "u32" else "UINT"
     kind = "WORD" if register.type == "bits" else kind
     bits = "".join(f" {bit.bit}={bit.name}" for bit in register.bits)
     words = f"{register.address}: {register.words}{';' + bits if bits else ''}"
-    return [f"    {register.name} : {kind}; (* {words} *)"]
+    name = _ST_NAMES.get(register.name, register.name)
+    return [f"    {name} : {kind}; (* {words} *)"]
 
 
 def _scl(registers: RegisterMap) -> str:

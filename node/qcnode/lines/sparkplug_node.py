@@ -80,7 +80,8 @@ class SparkplugNode:
     """Runs one edge node until cancelled; a broker that is away costs nothing but a retry.
 
     `values` returns what the node (None) and its devices show now. `wrote` puts a host's
-    write before the command path.
+    write before the command path. `here` says which devices can be reached: one that cannot has
+    died until it is back.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class SparkplugNode:
         health: HealthBoard,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
+        here: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
         self._broker = broker
         self._tls = tls_of(broker)
@@ -106,6 +108,7 @@ class SparkplugNode:
         self._health = health
         self._now_ms = now_ms
         self._jitter = jitter
+        self._here = here
         self._inbox: asyncio.Queue[Message] = asyncio.Queue(INBOX_MAX)
         self._will: Publication | None = None
         self._born_ms = 0
@@ -211,6 +214,9 @@ class SparkplugNode:
     def _report_values(self) -> list[Outcome]:
         now_ms = self._now_ms()
         told: list[Outcome] = []
+        for name, here in self._here().items():
+            change = self._edge.device_back if here else self._edge.device_lost
+            told += change(name, now_ms=now_ms)
         for device, values in self._values().items():
             told += self._edge.report(device, values, at_ms=now_ms, now_ms=now_ms)
         return told

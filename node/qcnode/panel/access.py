@@ -41,6 +41,8 @@ class Right(StrEnum):
     HELP = "help"
     REVIEW = "review"
     ACKNOWLEDGE = "acknowledge"
+    STOP = "stop"
+    CLEAR = "clear"
     SHELVE = "shelve"
     LEARN = "learn"
     SPEND = "spend"
@@ -52,8 +54,8 @@ class Right(StrEnum):
 
 
 _VIEWER = frozenset({Right.VIEW, Right.HELP})
-_OPERATOR = _VIEWER | {Right.REVIEW, Right.ACKNOWLEDGE}
-_SUPERVISOR = _OPERATOR | {Right.SHELVE, Right.LEARN, Right.SPEND}
+_OPERATOR = _VIEWER | {Right.REVIEW, Right.ACKNOWLEDGE, Right.STOP}
+_SUPERVISOR = _OPERATOR | {Right.CLEAR, Right.SHELVE, Right.LEARN, Right.SPEND}
 _ENGINEER = _SUPERVISOR | {Right.MODELS, Right.METRICS, Right.MAINTAIN}
 GRANTS: dict[Role, frozenset[Right]] = {
     Role.VIEWER: _VIEWER,

@@ -44,7 +44,7 @@ QUEUE_MAX = 10
 RATE_WINDOW = timedelta(minutes=10)
 EVENTS_MAX = 10_000
 JOURNAL_SHOWN_MAX = 200
-ON_THE_BOARD = ("line", "camera", "model", "journal", "ledger", "provider", "billing")
+ON_THE_BOARD = ("line", "camera", "model", "journal", "kill", "ledger", "provider", "billing")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KIND_OF = {kind.key: kind for kind in KINDS}

@@ -87,6 +87,17 @@ KINDS = (
         action="Free the disk or call the engineer.",
     ),
     Kind(
+        key="kill",
+        priority=1,
+        name="Stopped by the kill switch",
+        cause="Somebody stopped an agent, a provider, the line or all: panel, command or file.",
+        consequence="What is stopped does nothing. With the line stopped every part goes the safe"
+        " way, and only people move parts out of the divert lane.",
+        action="Find out why. Two people with the role of a supervisor clear it on Health.",
+        on_delay=timedelta(0),
+        off_delay=timedelta(0),
+    ),
+    Kind(
         key="help",
         priority=1,
         name="Help was called",

@@ -22,11 +22,19 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
-from qcnode.errors import AccessError, CertificateError, QcError, RulingError, SignInError
+from qcnode.errors import (
+    AccessError,
+    CertificateError,
+    KillSwitchError,
+    QcError,
+    RulingError,
+    SignInError,
+)
 from qcnode.panel import (
     alarmroutes,
     certificate,
     live,
+    models,
     pages,
     people,
     review,
@@ -34,6 +42,8 @@ from qcnode.panel import (
     signin,
     spend,
     state,
+    stops,
+    trends,
 )
 from qcnode.panel.access import NOBODY, Right, needs, who_asks
 from qcnode.panel.alarmdesk import AlarmDesk
@@ -67,6 +77,7 @@ def create_panel(
     *,
     station_live: Callable[[], LiveView | None],
     journal: JournalView,
+    journal_file: Path,
     desk: DeskView,
     ledger: Ledger,
     outlooks: Callable[[], Sequence[Outlook]],
@@ -81,11 +92,14 @@ def create_panel(
     release_delay: timedelta = RELEASE_DELAY,
     look_first: float = LOOK_FIRST,
     recertify: certificate.Recertify | None = None,
+    changes: models.ModelsView | None = None,
+    switch: stops.SwitchView | None = None,
 ) -> FastAPI:
     """Build the panel. `hosts` are the names browsers know it by, beside loopback.
 
     `station_live` must answer at once with what the line thread last put there;
-    `outlooks` are the budgets as they stand; `reference` is the picture of a good part as
+    `journal_file` is where the journal lies, for sums over time; `outlooks` are the budgets as
+    they stand; `reference` is the picture of a good part as
     PNG. Without signing in whoever reaches the panel sees the line and can call for help.
     """
     threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="panel")
@@ -127,6 +141,7 @@ def create_panel(
         alarms=alarms,
         look_first=look_first,
         now=now,
+        switch=switch,
     )
     hub = live.LiveHub(
         station_live=station_live,
@@ -177,14 +192,14 @@ def create_panel(
 
     app.add_exception_handler(QcError, answer)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
-    app.include_router(pages.router(shells))
-    app.include_router(signin.router(shells, accounts, threads=keeper))
-    app.include_router(signin.out_router(shells, accounts, threads=keeper))
-    app.include_router(signin.station_router(shells, accounts))
-    app.include_router(people.router(accounts, AuditTrail(file, now=now), threads=keeper))
-    app.include_router(alarmroutes.router(alarms, threads=keeper))
-    app.include_router(live.router(hub))
-    app.include_router(
+    routers = [
+        pages.router(shells),
+        signin.router(shells, accounts, threads=keeper),
+        signin.out_router(shells, accounts, threads=keeper),
+        signin.station_router(shells, accounts),
+        people.router(accounts, AuditTrail(file, now=now), threads=keeper),
+        alarmroutes.router(alarms, threads=keeper),
+        live.router(hub),
         review.router(
             desk=desk,
             about=about,
@@ -192,17 +207,21 @@ def create_panel(
             waiting=sections.waiting,
             look_first=look_first,
             decided=hub.poke,
-        )
-    )
-    app.include_router(
-        review.picture_router(desk=desk, journal=journal, reference=reference, threads=threads)
-    )
-    if recertify is not None:
-        app.include_router(certificate.router(recertify=recertify, decided=hub.poke))
-    app.include_router(spend.router(read=books.read, desk=desk))
-    app.include_router(
-        service.router(read=books.read, health=health, about=about, viewers=hub.viewers)
-    )
+        ),
+        review.picture_router(desk=desk, journal=journal, reference=reference, threads=threads),
+        trends.router(journal=journal_file, file=file, now=now, threads=threads),
+        spend.router(read=books.read, desk=desk),
+        service.router(read=books.read, health=health, about=about, viewers=hub.viewers),
+        *([] if recertify is None else [certificate.router(recertify=recertify, decided=hub.poke)]),
+        *([] if changes is None else [models.router(changes, file=file, now=now, threads=threads)]),
+        *(
+            []
+            if switch is None
+            else [stops.router(switch, file=file, now=now, threads=keeper, changed=hub.poke)]
+        ),
+    ]
+    for one in routers:
+        app.include_router(one)
 
     @app.get("/api/v1/state", dependencies=[needs(Right.VIEW)])
     async def snapshot(request: Request) -> dict[str, Any]:
@@ -257,6 +276,7 @@ _CODES = {
     # Somebody was first, or it is not so any more.
     RulingError: status.HTTP_409_CONFLICT,
     CertificateError: status.HTTP_409_CONFLICT,
+    KillSwitchError: status.HTTP_409_CONFLICT,
     SignInError: status.HTTP_422_UNPROCESSABLE_CONTENT,
 }
 

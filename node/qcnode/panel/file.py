@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_S = 2.0
 
 _SCHEMA = """
@@ -64,6 +64,8 @@ CREATE TABLE alarm_event (
     reason TEXT NOT NULL
 ) STRICT;
 """
+_SECOND = "CREATE TABLE kept (name TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;"
+"""Single things that people set, each by its name."""
 
 
 class PanelFile:
@@ -121,7 +123,6 @@ class PanelFile:
             raise PanelUnavailableError(
                 f"{self._path}: written by a newer qcnode (version {version}): use that one"
             )
-        if version == 0:
-            self._db.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
+        for step, statements in enumerate((_SCHEMA, _SECOND), start=1):
+            if version < step:
+                self._db.executescript(f"BEGIN; {statements} PRAGMA user_version = {step}; COMMIT;")

@@ -182,11 +182,13 @@ class LiveHub:
 
     def _pack(self, live: LiveView, seq: int) -> bytes:
         limits = self._about.limits
+        if live.prediction is not None and live.prediction.limits is not None:
+            limits = live.prediction.limits  # Of the model that judged this part.
         header: dict[str, Any] = {
             "seq": seq,
             "part": view.part(live, limits, zone=self._about.zone),
         }
-        pixels = None if live.frame is None else live.frame.pixels
+        pixels = None if live.frame is None else pictures.shown(live.frame)
         return pictures.pack(header, pixels=pixels, prediction=live.prediction, limits=limits)
 
     async def _follow_state(self) -> None:

@@ -16,14 +16,16 @@ import numpy as np
 
 from qcnode.errors import PictureError
 from qcnode.evidence import find_box
-from qcnode.picture import decode_picture
+from qcnode.picture import decode_picture, seen_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qcnode.domain import Box, Limits, Prediction
+    from qcnode.domain import Box, Frame, Limits, Prediction
 
 LIVE_WIDTH_MAX = 960
+LIVE_SIDE = 512
+"""The shorter side of what is unpacked for that, at the least."""
 LIVE_QUALITY = 82
 REVIEW_QUALITY = 95
 HEAT_SIDE_MAX = 256
@@ -60,6 +62,14 @@ def pack(
     head = json.dumps(full, ensure_ascii=False, allow_nan=False).encode()
     heat = b"" if grey is None else grey.tobytes()
     return _LENGTHS.pack(len(head), len(heat)) + head + heat + jpeg
+
+
+def shown(frame: Frame) -> NDArray[np.uint8]:
+    """Return a frame's pixels no coarser than the panel shows them live.
+
+    The model may look less closely than people do.
+    """
+    return frame.pixels if frame.size is None else seen_of(frame, LIVE_SIDE)
 
 
 def grey_heat(heat: NDArray[np.float32] | None, limits: Limits) -> NDArray[np.uint8] | None:

@@ -19,6 +19,7 @@ from qcnode.panel import pictures, view
 from qcnode.panel.access import Right, needs, who_asks
 from qcnode.panel.decisions import Choice, Pending
 from qcnode.panel.screen import words_for
+from qcnode.picture import JPEG_MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -106,8 +107,9 @@ def router(
         """Decide a part. It goes out after the delay; until then it can be taken back."""
         who, where, say = who_asks(request), _where(request), words_for(request)
         one = next((one for one in desk.waiting() if one.escalation.id == escalation_id), None)
-        first = view.looks_first(escalation_id, look_first)
         opinion = None if one is None else _agent_of(one)
+        blind = opinion is not None and opinion.blind
+        first = blind or view.looks_first(escalation_id, look_first)
 
         async def make() -> Ruling | Pending:
             return await decisions.decide(
@@ -151,8 +153,9 @@ def picture_router(
         """Return the picture of a good part that the model was released with."""
         if reference is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, "the release holds no good part")
+        kind = "image/jpeg" if reference.startswith(JPEG_MAGIC) else "image/png"
         return Response(
-            reference, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"}
+            reference, media_type=kind, headers={"Cache-Control": "private, max-age=3600"}
         )
 
     @routes.get("/img/escalations/{escalation_id}.jpg")

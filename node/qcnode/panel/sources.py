@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime, tzinfo
 
     from qcnode.domain import (
@@ -124,23 +124,33 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InService:
+    """The model that judges just now, and what is promised of it.
+
+    `guarantee` is the manifest's own text, one line for each promise kept or not kept.
+    """
+
+    model: str
+    guarantee: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class About:
     """What this node is and promises, as the panel says it.
 
-    `guarantee` is the manifest's own text, one line for each promise kept or not
-    kept. `scripted` says that answers and prices come from the scripted provider
-    and nobody is charged. `on_timeout` is what becomes of a part that nobody rules on
-    in time. `zone` is the zone times are shown in, the machine's own when None.
-    `defect_classes` are the names a rejected part may be given.
+    `in_service` tells the model, which may change while the node runs. `scripted` says
+    that answers and prices come from the scripted provider and nobody is charged.
+    `on_timeout` is what becomes of a part that nobody rules on in time. `zone` is the zone
+    times are shown in, the machine's own when None. `defect_classes` are the names a
+    rejected part may be given.
     """
 
     site: str
     line: str
     node: str
     version: str
-    model: str
-    guarantee: str
-    limits: Limits
+    in_service: Callable[[], InService]
     provider: str | None
     provider_model: str | None
     scripted: bool
@@ -148,3 +158,18 @@ class About:
     on_timeout: str | None = None
     zone: tzinfo | None = None
     defect_classes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """Name and digest of the model in service."""
+        return self.in_service().model
+
+    @property
+    def guarantee(self) -> str:
+        """What is promised of it."""
+        return self.in_service().guarantee
+
+    @property
+    def limits(self) -> Limits:
+        """Between which of its scores a part is asked about."""
+        return self.in_service().limits

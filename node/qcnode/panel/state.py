@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from qcnode.panel import view
 from qcnode.panel.access import Right
 from qcnode.panel.decisions import tag_of
+from qcnode.panel.stops import stop_name, stop_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qcnode.panel.books import Books, Reading
     from qcnode.panel.decisions import Decisions
     from qcnode.panel.sources import About, LiveView
+    from qcnode.panel.stops import SwitchView
     from qcnode.panel.words import Words
 
 RIGHT_OF = {
@@ -47,6 +49,7 @@ class Sections:
     alarms: AlarmDesk
     look_first: float
     now: Callable[[], datetime]
+    switch: SwitchView | None = None
 
     async def all(self, languages: Iterable[Words]) -> dict[str, view.Json]:
         """Return every section in each of these languages."""
@@ -86,6 +89,20 @@ class Sections:
                 called=self.alarms.called_for(),
             ),
             "alarms": self.alarms.strip(say),
+            "stops": self._stops(say),
+        }
+
+    def _stops(self, say: Words) -> view.Json:
+        """Return what is stopped, and what could be; empty where there is no switch."""
+        if self.switch is None:
+            return {"active": [], "scopes": []}
+        about = self.about
+        scopes = ["all", "line"]
+        if about.provider_model is not None:
+            scopes += [f"agent:{about.provider_model}", f"provider:{about.provider}"]
+        return {
+            "active": stop_words(say, self.switch.stops()),
+            "scopes": [{"scope": one, "name": stop_name(say, one)} for one in scopes],
         }
 
     def _waiting(self, say: Words, reading: Reading, at: datetime) -> view.Json:

@@ -552,7 +552,10 @@ def _waiting_part(
 ) -> Json:
     escalation = one.escalation
     waited, left = now - escalation.opened_at, age(say, escalation.expires_at - now)
-    hidden = looks_first(escalation.id, look_first)
+    said = one.proposal
+    by_agent = said is not None and said.by is Decider.AGENT
+    # Drawn for the blind re-check: a person rules before being told.
+    hidden = looks_first(escalation.id, look_first) or (said is not None and said.blind)
     return {
         "id": escalation.id,
         "part_id": escalation.part_id,
@@ -568,11 +571,16 @@ def _waiting_part(
         "with_agent": one.with_agent,
         "ready": not one.with_agent or waited >= AGENT_FIRST,
         "look_first": hidden,
-        "proposal": None
-        if one.proposal is None or (hidden and one.proposal.by is Decider.AGENT)
-        else proposal(say, one.proposal, about),
+        "proposal": None if said is None or (hidden and by_agent) else proposal(say, said, about),
+        "why": None if said is None else _why(say, said),
         "lease": None if lease is None else {"who": lease.who},
     }
+
+
+def _why(say: Words, ruling: Ruling) -> str | None:
+    """Say why what an agent said does not count by itself; of a blind one that alone."""
+    code = "recheck" if ruling.blind else ruling.code
+    return say(f"why.{code}") if code is not None and f"why.{code}" in say else None
 
 
 def proposal(say: Words, ruling: Ruling, about: About) -> Json:

@@ -25,7 +25,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from qcnode.domain import Frame, Verdict
 from qcnode.errors import ModelError, PictureError, QcError
 from qcnode.manifest import UNLABELLED
-from qcnode.picture import read_picture
+from qcnode.picture import decode_picture, read_bytes
 from qcnode.policy import judge
 from qcnode.runtime.releases import IN_SERVICE
 from qcnode.runtime.swap import Stage
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from qcnode.health import HealthBoard
+    from qcnode.manifest import ModelManifest
     from qcnode.runtime.onnx import OnnxModel
     from qcnode.runtime.releases import Kept, Releases
     from qcnode.runtime.slot import Slot, Step
@@ -147,7 +148,7 @@ class ModelChanges:
         shown = ""
         while not self._stopping.wait(self._look_every_s):
             self.look()
-            said = json.dumps(self._status(), sort_keys=True)
+            said = json.dumps(self.status(), sort_keys=True)
             if said != shown:
                 self._write_status()
                 shown = said
@@ -233,13 +234,15 @@ class ModelChanges:
                 continue
             path = self._kept.folder / golden.path
             try:
+                encoded = read_bytes(path)
                 frame = Frame(
                     id=golden.path,
                     part_id=golden.path,
                     camera="golden",
                     name=str(path),
                     captured_at=self._now(),
-                    pixels=read_picture(path),
+                    pixels=decode_picture(encoded, name=str(path)),
+                    encoded=encoded,
                 )
                 said = judge(model.predict(frame), model.limits)
                 known = judge(self._model.predict(frame), self._model.limits)
@@ -296,7 +299,17 @@ class ModelChanges:
             self._refused = words
         self._health.report(COMPONENT, ok=False, words=words)
 
-    def _status(self) -> dict[str, Any]:
+    @property
+    def manifest(self) -> ModelManifest:
+        """What the model in service promises."""
+        return self._model.manifest
+
+    def roll_back(self, who: str) -> None:
+        """Leave the wish for the model before, as anybody else would; raises `ModelError`."""
+        ask(self._folder, Ask(do="rollback", who=who))
+
+    def status(self) -> dict[str, Any]:
+        """Return what is in service, how a change goes, and what happened before."""
         progress = self._slot.progress()
         said = {one.component: one for one in self._health.all()}.get(COMPONENT)
         return {
@@ -310,7 +323,7 @@ class ModelChanges:
         path = self._folder / STATUS_NAME
         unfinished = path.with_name(f".{STATUS_NAME}")
         try:
-            unfinished.write_text(json.dumps(self._status(), indent=1))
+            unfinished.write_text(json.dumps(self.status(), indent=1))
             unfinished.replace(path)
         except OSError as error:
             log.warning("the state of the models cannot be shown", why=str(error))

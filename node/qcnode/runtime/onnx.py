@@ -15,7 +15,7 @@ import numpy as np
 from qcnode.domain import Prediction
 from qcnode.errors import ModelError, PictureError
 from qcnode.manifest import load_manifest, read_verified
-from qcnode.picture import decode_picture
+from qcnode.picture import seen_at, seen_of, size_of, unpack_picture
 from qcnode.runtime.session import CPU, ORT_ERRORS, open_runner, open_session
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class OnnxModel:
     def __init__(self, folder: Path, *, threads: int = 1, engine: Engine = CPU) -> None:
         """Load the release in `folder`, or raise `ManifestError` or `ModelError`."""
         self.manifest: ModelManifest = load_manifest(folder)
+        self._version = self.manifest.version
         contents = read_verified(folder, self.manifest)
         self._where = folder / self.manifest.model
         try:
@@ -60,16 +61,27 @@ class OnnxModel:
     @property
     def version(self) -> str:
         """Name and digest of what judges, as it goes on record."""
-        return self.manifest.version
+        return self._version
 
     @property
     def limits(self) -> Limits:
         """The limits this model was released with."""
         return self.manifest.limits
 
+    @property
+    def side(self) -> int | None:
+        """How many pixels to a side it looks at, by the rule of `qcnode.picture`; None for all."""
+        return self.manifest.input.side
+
     def predict(self, frame: Frame) -> Prediction:
         """Return the score, or raise `ModelError`; never a number that is no score."""
-        score, heat = self.answer(frame.pixels, frame.name)
+        _check_picture(frame.pixels, frame.name)
+        self._check_size(size_of(frame), frame.name)
+        try:
+            pixels = seen_of(frame, self.side)
+        except PictureError as error:
+            raise ModelError(str(error)) from error
+        score, heat = self.answer(pixels, frame.name)
         return Prediction(score=score, model=self.version, heat=heat)
 
     def interrupt(self) -> None:
@@ -77,9 +89,10 @@ class OnnxModel:
         self._runner.interrupt()
 
     def answer(self, pixels: NDArray[np.uint8], name: str) -> tuple[float, NDArray[np.float32]]:
-        """Return score and map of a picture, or raise `ModelError` that calls it `name`."""
-        self._check_picture(pixels, name)
+        """Return score and map of pixels that `seen_of` gave, or raise `ModelError`."""
         outputs = self.manifest.outputs
+        if self.side is not None:
+            pixels = seen_at(pixels, self.side)
         try:
             score, heat = self._runner.run(pixels)
         except ORT_ERRORS as error:
@@ -91,17 +104,12 @@ class OnnxModel:
             raise ModelError(f"{name}: the model's answer is not a finite number")
         return value, heat
 
-    def _check_picture(self, pixels: NDArray[np.uint8], name: str) -> None:
-        rgb = (3, 3)
-        if pixels.dtype != np.uint8 or (pixels.ndim, pixels.shape[-1]) != rgb or 0 in pixels.shape:
-            raise ModelError(
-                f"{name}: {pixels.dtype} of shape {pixels.shape} is no RGB picture of uint8"
-            )
+    def _check_size(self, size: tuple[int, int], name: str) -> None:
         expected = self.manifest.input
-        for have, want in zip(pixels.shape, (expected.height, expected.width), strict=False):
+        for have, want in zip(size, (expected.height, expected.width), strict=True):
             if want is not None and have != want:
                 raise ModelError(
-                    f"{name}: {pixels.shape[1]}x{pixels.shape[0]} pixels, taught on "
+                    f"{name}: {size[1]}x{size[0]} pixels, taught on "
                     f"{expected.width}x{expected.height}: set the camera as it was, or teach anew"
                 )
 
@@ -118,16 +126,26 @@ class OnnxModel:
     def _check_golden(self, golden: GoldenFrame, data: bytes) -> None:
         """Judge a golden frame again; this also warms the session up before the line runs."""
         try:
-            pixels = decode_picture(data, name=golden.path)
+            unpacked = unpack_picture(data, name=golden.path, side=self.side)
         except PictureError as error:
             raise ModelError(f"{self._where}: golden frame {error}") from error
-        score, heat = self.answer(pixels, golden.path)
+        rows, columns = unpacked.pixels.shape[:2]
+        self._check_size(unpacked.size or (rows, columns), golden.path)
+        score, heat = self.answer(unpacked.pixels, golden.path)
         for have, want in ((score, golden.score), (float(heat.max()), golden.heat_max)):
             if abs(have - want) > self.manifest.golden_tolerance * max(abs(want), 1e-6):
                 raise ModelError(
                     f"{self._where}: golden frame {golden.path} gives {have:.6g} and not "
                     f"{want:.6g}: this machine does not run the model as it was taught"
                 )
+
+
+def _check_picture(pixels: NDArray[np.uint8], name: str) -> None:
+    rgb = (3, 3)
+    if pixels.dtype != np.uint8 or (pixels.ndim, pixels.shape[-1]) != rgb or 0 in pixels.shape:
+        raise ModelError(
+            f"{name}: {pixels.dtype} of shape {pixels.shape} is no RGB picture of uint8"
+        )
 
 
 def _line(error: Exception) -> str:

@@ -40,6 +40,10 @@ class SwappableModel(Protocol):
     def limits(self) -> Limits:
         """The limits it was released with."""
 
+    @property
+    def side(self) -> int | None:
+        """How fine it looks, by the rule of `qcnode.picture`; None where it wants all pixels."""
+
     def predict(self, frame: Frame) -> Prediction:
         """Return the score, or raise `ModelError`."""
 
@@ -119,6 +123,11 @@ class Slot:
     def limits(self) -> Limits:
         """The limits of the model in service."""
         return self._model.limits
+
+    @property
+    def side(self) -> int | None:
+        """How fine the model in service looks; a newcomer unpacks again what it wants finer."""
+        return self._model.side
 
     def predict(self, frame: Frame) -> Prediction:
         """Return the score with the limits it is judged by, or raise `ModelError`."""

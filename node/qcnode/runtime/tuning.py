@@ -21,7 +21,7 @@ import structlog
 
 from qcnode.errors import ModelError
 from qcnode.manifest import load_manifest
-from qcnode.picture import read_picture
+from qcnode.picture import read_bytes, unpack_picture
 from qcnode.runtime.onnx import OnnxModel
 from qcnode.runtime.session import CPU, ENGINES, engines_here
 
@@ -76,7 +76,11 @@ def machine() -> str:
 def tune(folder: Path, *, threads: int, clock_ns: Callable[[], int]) -> Tuning:
     """Measure the release in `folder` on every engine there is; takes some seconds for each."""
     reference = OnnxModel(folder, threads=threads)
-    pictures = [read_picture(folder / golden.path) for golden in reference.manifest.golden]
+    paths = [folder / golden.path for golden in reference.manifest.golden]
+    pictures = [
+        unpack_picture(read_bytes(path), name=str(path), side=reference.side).pixels
+        for path in paths
+    ]
     runners: dict[str, OnnxModel] = {CPU.name: reference}
     why_not: dict[str, str] = {}
     for engine in engines_here():

@@ -11,7 +11,9 @@ import structlog
 
 from qcnode.books import batch
 from qcnode.books.archive import ArchivedLedger, archived_ledgers
+from qcnode.books.inbox import Inbox
 from qcnode.books.outbox import Outbox
+from qcnode.books.pin import ServerKey
 from qcnode.books.seals import PublicKey, SigningKey
 from qcnode.errors import (
     QcError,
@@ -23,7 +25,9 @@ from qcnode.lines.http import HttpChannel
 from qcnode.wiring.machine import jitter, now, now_us, reveal
 
 if TYPE_CHECKING:
-    from qcnode.books.pin import ServerKey
+    from pathlib import Path
+
+    from qcnode.books.ledger import SqliteLedger
     from qcnode.health import HealthBoard
     from qcnode.lines.mqtt import MqttChannel
     from qcnode.ports import Channel
@@ -42,6 +46,39 @@ class Archive:
 
     ledger: ArchivedLedger
     outbox: Outbox
+
+
+def build_senders(
+    settings: Settings,
+    *,
+    ledger: SqliteLedger,
+    channel: Channel | None,
+    key: SigningKey,
+    home: Path,
+    health: HealthBoard,
+) -> tuple[Outbox | None, tuple[Archive, ...]]:
+    """Build what brings entries to the billing server; nothing where they stay on the node."""
+    if channel is None:
+        return None, ()
+    server_key = ServerKey(home / "billing.pub", given=server_key_of(settings))
+    outbox = Outbox(
+        ledger,
+        channel,
+        tenant=settings.node.tenant,
+        node=settings.node.name,
+        health=health,
+        now=now,
+        jitter=jitter,
+        inbox=Inbox(ledger),
+        node_key=key.public,
+        server_key=server_key,
+        on_fork=ledger.forked,
+        ask_every_s=ask_every_s(settings),
+    )
+    archives = open_archives(
+        settings, key=key, server_key=server_key, channel=channel, health=health
+    )
+    return outbox, archives
 
 
 def build_channel(

@@ -20,6 +20,12 @@ export class QcElement extends HTMLElement {
     link.addEventListener("lost", () => this.render(null));
   }
 
+  /** Show the section as it was last told. */
+  refresh() {
+    const name = /** @type {typeof QcElement} */ (this.constructor).section;
+    this.render(link.live ? (link.sections[name] ?? null) : null);
+  }
+
   /** Make the children that stay. */
   build() {}
 

@@ -35,7 +35,12 @@ export class QcCase extends HTMLElement {
 
   /** @param {any} part */
   #said(part) {
-    if (part.proposal) return opinion(part.proposal);
+    if (part.proposal) {
+      const box = opinion(part.proposal);
+      if (part.why) box.prepend(el("p", { class: "fine why" }, part.why));
+      return box;
+    }
+    if (part.why) return el("p", { class: "fine why" }, part.why);
     if (part.look_first) return el("p", { class: "fine" }, t("look_first"));
     return el("p", { class: "fine" }, part.with_agent ? t("agent.asked.yours") : "");
   }
