@@ -28,7 +28,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test-env firmware-env firmware-check services check test test-long test-podman prove-sim prove-crash prove-kill prove-tamper prove-drain prove-bill prove-certify prove-import prove-hostile prove-swap prove-line prove-teach bench-books bench-line bench-teach bench-packings prove-asking prove-learning prove-injection backbone panel-docs panel-shots lock dist clean
+.PHONY: help env demo test-env firmware-env firmware-check services check test test-long test-podman prove-sim prove-crash prove-kill prove-tamper prove-drain prove-bill prove-certify prove-import prove-hostile prove-swap prove-line prove-teach bench bench-books bench-line bench-teach bench-packings prove-asking prove-learning prove-injection backbone panel-docs panel-shots lock dist clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ prove-line: test-env ## 10,000 handshakes with a PLC, and a million triggers und
 
 bench-line: test-env ## trigger to action over 3,000 parts, with a broker that is well and one that hangs; 4 minutes
 	@$(BIN)/python -m tests.measure_line $(ARGS)
+
+bench: env ## the frame path against the least it could cost, as ratios; 10 minutes; ARGS='--json'
+	@$(BIN)/qcnode bench $(ARGS)
 
 bench-books: test-env ## figures of ledger, prices, sync and import, as ratios; ARGS='--json --folder /var/tmp'
 	@$(BIN)/python -m tests.measure_books $(ARGS)
