@@ -47,6 +47,9 @@ BYTES_MAX: Final = 512 * 1024 * 1024
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 JPEG_MAGIC: Final = b"\xff\xd8\xff"
+GRAPH_SHARE_MAX: Final = 1.5
+"""How many times the pixels a model looks at its graph resizes itself."""
+
 _TRUNCATED: Final = "ends too early: copy it again from the camera"
 
 # The names say grey, but each is the bit for a size; RGB is a bit of its own.
@@ -156,12 +159,15 @@ def seen_of(frame: Frame, side: int | None) -> NDArray[np.uint8]:
 
 
 def seen_at(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return what `seen_of` gave as `side` x `side` pixels.
+    """Return what `seen_of` gave as the graph takes it: `side` x `side` pixels, or a few more.
 
     The way goes over twice the side, of which each four pixels are averaged: smooth where a
-    picture gets smaller, at a third of what resizing with antialias costs.
+    picture gets smaller, at a third of what resizing with antialias costs. A picture of hardly
+    more pixels than that is left to the graph, which resizes in floats: there it costs little,
+    and grey values that were rounded twice cost the faintest defects.
     """
-    if pixels.shape[:2] == (side, side):
+    rows, columns = pixels.shape[:2]
+    if rows * columns <= GRAPH_SHARE_MAX * side * side:
         return pixels
     twice = cv2.resize(pixels, (2 * side, 2 * side), interpolation=cv2.INTER_LINEAR)
     return _halved(np.asarray(twice, np.uint8), 2)
