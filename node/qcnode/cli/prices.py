@@ -29,6 +29,8 @@ _PICO = 10**12
 _MICRO = 10**6
 _DAYS_MAX = 400
 _NO = 1
+_ANY_MODEL = "local"
+"""The book that ships for whatever runs on machines of one's own."""
 
 BookOption = Annotated[
     Path | None,
@@ -422,7 +424,8 @@ def _find(model: str, provider: str | None, book: Path | None, key: str | None) 
     holding: dict[str, PriceBook] = {}
     for name, path in shipped().items():
         opened = PriceBook.load(path)
-        has = opened.providers_of(model)
+        # A book for any model at all is meant only where it is named.
+        has = () if provider is None and name == _ANY_MODEL else opened.providers_of(model)
         if has and (provider is None or provider in has):
             holding[name] = opened
     own = [name for name, opened in holding.items() if name in opened.providers_of(model)]
