@@ -16,7 +16,7 @@ export class QcAlarm extends QcElement {
     if (worst) {
       this.className = `p${worst.priority} ${worst.state}`;
       const words = [worst.name, worst.words].filter(Boolean).join(": ");
-      this.append(priority(worst.priority), el("a", { href: "/alarms", title: words }, words));
+      this.append(priority(worst.priority), el("a", { href: "/alarms", title: words }, el("span", {}, words)));
     }
     const all = Object.entries(counts).filter(([, count]) => Number(count) > 0);
     if (!all.length) {
