@@ -145,9 +145,9 @@ class Desk:
         self._now = now
         self._new_id = new_id
         self._audited = audited
+        """Called, in a thread, when an audit's ruling is on record."""
         self._suspect = suspect
         """Says, in a thread, what on a picture may be there to persuade."""
-        """Called, in a thread, when an audit's ruling is on record."""
         self._open: dict[str, WaitingEscalation] = {}
         self._for_agent: asyncio.Queue[str] = asyncio.Queue(maxsize=rules.waiting_max)
         self._news = asyncio.Event()
