@@ -110,7 +110,9 @@ class PlcBench:
         self.line._start()
         self._wire = Wire(port)
         # The node beats each half second of the real clock; ours stands meanwhile.
+        deadline = time.monotonic() + 20
         while not self._program.alive:
+            assert time.monotonic() < deadline, "the PLC never heard the node"
             self._exchange()
             self._program.scan([], 0, self._clock.ns())
             time.sleep(0.01)

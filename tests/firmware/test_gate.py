@@ -1,9 +1,6 @@
 """The controller's tracker and the node's do the same with 10,000 random belts."""
 
 import random
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -24,33 +21,9 @@ DEFAULTS = {
 
 
 @pytest.fixture(scope="module")
-def gate(repository, tmp_path_factory):
-    """Compile the controller's tracker as strictly as can be, and run belts through it."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is missing here: apt-get install g++")
-    program = tmp_path_factory.mktemp("gate") / "gate"
-    flags = ["-std=c++11", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
-    sanitised = [*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    include = repository / "firmware_configs" / "esphome" / "include"
-    source = Path(__file__).parent / "gate_vectors.cpp"
-    subprocess.run(
-        [compiler, *sanitised, "-I", include, source, "-o", program], check=True, timeout=300
-    )
-
-    def run(lines):
-        done = subprocess.run(
-            [program],
-            input="\n".join(lines),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
-
-    return run
+def gate(compiled):
+    """The controller's tracker, to run belts through."""
+    return compiled("gate_vectors")
 
 
 class Belt:

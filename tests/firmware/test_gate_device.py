@@ -5,10 +5,7 @@ only for a part that the node passed, and never in front of a part that it did n
 """
 
 import random
-import shutil
-import subprocess
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -18,33 +15,9 @@ START_MS = 1_795_348_800_000
 
 
 @pytest.fixture(scope="module")
-def device(repository, tmp_path_factory):
-    """Compile both and feed them events."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is missing here: apt-get install g++")
-    program = tmp_path_factory.mktemp("device") / "device"
-    flags = ["-std=c++11", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
-    sanitised = [*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    include = repository / "firmware_configs" / "esphome" / "include"
-    source = Path(__file__).parent / "gate_device.cpp"
-    subprocess.run(
-        [compiler, *sanitised, "-I", include, source, "-o", program], check=True, timeout=300
-    )
-
-    def run(lines):
-        done = subprocess.run(
-            [program],
-            input="\n".join(lines),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split("\n")[:-1]
-
-    return run
+def device(compiled):
+    """Gate and stack light, to feed events."""
+    return compiled("gate_device")
 
 
 class Belt:

@@ -10,6 +10,7 @@ transport then keeps the attempt at its worst case.
 from __future__ import annotations
 
 import ipaddress
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import httpx2
@@ -44,7 +45,7 @@ UNREADABLE: Final = (ValueError, LookupError, TypeError, AttributeError, Recursi
 """What looking something up raises where it does not stand."""
 
 
-class HttpProvider:
+class HttpProvider(ABC):
     """A model behind `base_url`, asked with at most one picture and a closed answer schema."""
 
     shape: ClassVar[UsageShape]
@@ -85,25 +86,25 @@ class HttpProvider:
 
     # -- what a protocol says for itself -------------------------------------------------
 
+    @abstractmethod
     def path(self, model: str) -> str:
         """Return where questions go, below `version`."""
-        raise NotImplementedError
 
     def headers(self, key: str | None) -> Mapping[str, str]:
         """Return what every question bears in its head, the key among it where there is one."""
         return {} if key is None else {"Authorization": f"Bearer {key}"}
 
+    @abstractmethod
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """Return the question as this protocol writes it; `prompt.jpeg` may be empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def words(self, answer: Any) -> str | None:
         """Return the words of an answer, None where there are none.
 
         Whatever its looking up raises means that this is no answer of the protocol. Raises
         `ProviderRefusedError` for an answer that was cut off or refused.
         """
-        raise NotImplementedError
 
     # -- what is the same for all --------------------------------------------------------
 
